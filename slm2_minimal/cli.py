@@ -1,0 +1,109 @@
+"""The command line `slm2`: parses and calls, nothing else.
+
+Exit codes: 0 success, 2 something the user can mend (one line on stderr), 1 a failure.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser, words = _parser(), list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser.parse_known_args(words)
+    try:
+        if options.command != "train" and rest:
+            raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
+        options.call(options, rest)
+    except UserError as error:
+        print(f"slm2: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except (RuntimeError, OSError) as error:
+        print(f"slm2: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="slm2", description="Stable LM 2 from scratch.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a model from a preset or a TOML file, or go on where a run stopped",
+        epilog="Any key of the configuration can be laid over: --section.field VALUE. With the preset 'tiny' they are:\n" + _all_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    train.add_argument("config", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or a .toml file")
+    train.set_defaults(call=_train)
+
+    generate = commands.add_parser("generate", help="continue a prompt with a trained model", allow_abbrev=False)
+    generate.add_argument(
+        "model", help="a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a Hub id"
+    )
+    generate.add_argument("--prompt", default="", help="the text to continue; none: free text")
+    generate.add_argument("--tokenizer", help="arcade100k, tiny, or a file; left out: the run's own, else arcade100k")
+    generate.add_argument("--max-new-tokens", type=int, default=128)
+    generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    generate.add_argument("--top-k", type=int)
+    generate.add_argument("--top-p", type=float, default=0.95)
+    generate.add_argument("--seed", type=int, help="the same seed gives the same text")
+    generate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    generate.set_defaults(call=_generate)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has: devices, formats, measured rates, installed extras", allow_abbrev=False
+    )
+    doctor.set_defaults(call=_doctor)
+    return parser
+
+
+def _all_keys() -> str:
+    """Every key of the smallest preset with its value."""
+    tables = RunConfig.preset("tiny").to_dict()
+    return "\n".join(f"  --{section}.{field} {value}" for section, table in tables.items() for field, value in table.items())
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.train.trainer import Trainer
+
+    Trainer(RunConfig.load(options.config, parse_overrides(rest))).run()
+
+
+def _generate(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.inference.generate import stream_text
+    from slm2_minimal.model.transformer import StableLM2
+    from slm2_minimal.text.tokenizer import load_tokenizer
+    from slm2_minimal.train import checkpoint
+    from slm2_minimal.train.device import pick_device
+
+    folder, tokenizer_name = checkpoint.find_model(options.model)
+    tokenizer = load_tokenizer(options.tokenizer or tokenizer_name or "arcade100k")
+    model = StableLM2.from_pretrained(folder).to(pick_device(options.device))
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; "
+            "name the one it was trained with"
+        )
+    print(options.prompt, end="", flush=True)
+    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p, "seed": options.seed}
+    for piece in stream_text(model, tokenizer, options.prompt, options.max_new_tokens, **sampling):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.train.doctor import report
+
+    for line in report():
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

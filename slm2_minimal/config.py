@@ -1,0 +1,401 @@
+"""Typed, frozen configurations and the errors that a user can cause.
+
+This is the root of the package: it imports nothing of ours. A run is described by one TOML file with a table per section
+(`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[train]`); the toy and the full run differ in that file only. Unknown keys are
+refused, so that a misspelt one cannot be ignored in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic import Field, Strict
+
+PRESET_DIR = Path(__file__).parent / "presets"
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Strings = Annotated[tuple[str, ...], Strict(False)]  # TOML has lists, a frozen config wants tuples
+
+
+class UserError(ValueError):
+    """What a user can cause and mend: one line that names the field, the value and the remedy."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be right."""
+
+
+class DataError(UserError):
+    """Text, tokens or files that cannot be used as they are."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged, or of another run."""
+
+
+class MissingExtraError(UserError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, why: str) -> None:
+        super().__init__(f"{why} needs the package {package!r}: pip install 'slm2-minimal[{extra}]'")
+
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: Class) -> Class:
+    """Make `cls` a frozen keyword-only dataclass whose values are checked, with errors of one line."""
+    checked = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid", strict=True))(cls)
+    validate = checked.__init__
+
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            validate(self, *args, **values)
+        except pydantic.ValidationError as error:
+            raise ConfigError(_one_line(error, cls)) from None
+
+    checked.__init__ = __init__  # type: ignore[method-assign]
+    return checked  # type: ignore[return-value]
+
+
+def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
+    """The first complaint of pydantic as `table.field = value: remedy`."""
+    first = error.errors()[0]
+    if not first["loc"]:  # raised by __post_init__, which has said everything
+        return first["msg"].removeprefix("Value error, ")
+    name = str(first["loc"][0])
+    field = f"{cls._table}.{name}"
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{field} = {first['input']!r}: unknown key; {_did_you_mean(name, [f.name for f in dataclasses.fields(cls)])}"
+    return f"{field} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+
+
+class _Preset:
+    """What every section and the whole run share: reading themselves from a preset, and changed copies."""
+
+    _table: str
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """This section as the preset `name` (the stem of a file in `presets/`) has it."""
+        section: Self = getattr(RunConfig.preset(name), cls._table)
+        return section
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+@section
+class ModelConfig(_Preset):
+    """The architecture, with the field names of Hugging Face's `StableLmConfig` (report section 2.3).
+
+    The defaults are Stable LM 2 1.6B. `norm_bias` and `final_norm_bias` are ours: the report's model has both; the model
+    card's parameter count is the one without the biases of the 48 norms inside the blocks.
+    """
+
+    _table = "model"
+
+    vocab_size: PositiveInt = 100_352
+    hidden_size: PositiveInt = 2048
+    intermediate_size: PositiveInt = 5632
+    num_hidden_layers: PositiveInt = 24
+    num_attention_heads: PositiveInt = 32
+    num_key_value_heads: PositiveInt = 32
+    hidden_act: Literal["silu"] = "silu"
+    max_position_embeddings: PositiveInt = 4096
+    layer_norm_eps: PositiveFloat = 1e-5
+    rope_theta: PositiveFloat = 10_000.0
+    partial_rotary_factor: Annotated[float, Field(ge=0, le=1)] = 0.25
+    use_qkv_bias: bool = True
+    norm_bias: bool = True
+    final_norm_bias: bool = True
+    tie_word_embeddings: bool = False
+    initializer_range: PositiveFloat = 0.02
+    bos_token_id: Annotated[int, Field(ge=0)] = 100_257
+    eos_token_id: Annotated[int, Field(ge=0)] = 100_257
+
+    def __post_init__(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % heads:
+            raise ConfigError(
+                f"model.hidden_size = {self.hidden_size}: must be a multiple of num_attention_heads = {heads}; "
+                f"the nearest is {max(1, round(self.hidden_size / heads)) * heads}"
+            )
+        if heads % kv_heads:
+            raise ConfigError(
+                f"model.num_key_value_heads = {kv_heads}: must divide num_attention_heads = {heads}; "
+                f"use {heads} for plain multi-head attention"
+            )
+        if self.rotary_dim % 2:
+            raise ConfigError(
+                f"model.partial_rotary_factor = {self.partial_rotary_factor}: gives {self.rotary_dim} rotary dimensions of "
+                f"{self.head_dim}; they turn in pairs, so choose a factor that makes the number even"
+            )
+        for name in ("bos_token_id", "eos_token_id"):
+            if getattr(self, name) >= self.vocab_size:
+                raise ConfigError(
+                    f"model.{name} = {getattr(self, name)}: must lie below vocab_size = {self.vocab_size}; take the id from the tokenizer"
+                )
+
+    @property
+    def head_dim(self) -> int:
+        """D, the width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of the D dimensions of a head rotary embedding turns."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    def num_parameters(self, *, embeddings: bool = True) -> int:
+        """The number of weights, by arithmetic alone; without `embeddings`, the input table is left out (as in FLOP counts)."""
+        channels, head_dim = self.hidden_size, self.head_dim
+        queries, keys = self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim
+        attention = channels * (2 * queries + 2 * keys) + self.use_qkv_bias * (queries + 2 * keys)
+        mlp = 3 * channels * self.intermediate_size
+        block_norms = 2 * channels * (1 + self.norm_bias)
+        final_norm = channels * (1 + self.final_norm_bias)
+        table = self.vocab_size * channels
+        head = 0 if self.tie_word_embeddings and embeddings else table
+        return table * embeddings + head + self.num_hidden_layers * (attention + mlp + block_norms) + final_norm
+
+
+@section
+class ScheduleConfig(_Preset):
+    """The learning rate as a function of the step (report section 3.2); the formulas are in `train.schedule`.
+
+    hybrid: warm-up, a quarter of a cosine with period `decay_steps`, then alpha / sqrt(step + beta). cosine: half a
+    cosine down to `min_rate` at `decay_steps`. inverse_sqrt: peak_rate * sqrt(warmup_steps / step). wsd and constant:
+    `peak_rate` throughout; wsd says that a cooldown is meant to follow. Any of them goes to 0 over `cooldown_steps`
+    from `cooldown_start` on, where that is given.
+    """
+
+    _table = "schedule"
+
+    kind: Literal["hybrid", "cosine", "inverse_sqrt", "wsd", "constant"] = "hybrid"
+    peak_rate: PositiveFloat = 1e-3
+    min_rate: Annotated[float, Field(ge=0)] = 1e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 9_720
+    decay_steps: PositiveInt = 540_000
+    cooldown_start: Annotated[int, Field(ge=0)] | None = None
+    cooldown_steps: PositiveInt | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_rate >= self.peak_rate:
+            raise ConfigError(
+                f"schedule.min_rate = {self.min_rate}: must lie below peak_rate = {self.peak_rate}; the report has a tenth of it"
+            )
+        if (self.cooldown_start is None) != (self.cooldown_steps is None):
+            raise ConfigError(
+                f"schedule.cooldown_start = {self.cooldown_start}, cooldown_steps = {self.cooldown_steps}: give both or neither"
+            )
+        if self.kind == "wsd" and self.cooldown_start is None:
+            raise ConfigError("schedule.kind = 'wsd': needs cooldown_start and cooldown_steps; without them it is 'constant'")
+        if self.kind == "inverse_sqrt" and self.warmup_steps == 0:
+            raise ConfigError("schedule.warmup_steps = 0: 'inverse_sqrt' decays from the end of warm-up; give at least 1")
+
+
+@section
+class OptimizerConfig(_Preset):
+    """AdamW and clipping (report section 3.2). Decay falls on matrices only."""
+
+    _table = "optimizer"
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_norm: PositiveFloat = 1.0
+
+
+@section
+class SourceConfig:
+    """One source of text: the embedded corpus, or a file, folder or Hub id, narrowed by language and domain."""
+
+    _table = "source"
+
+    weight: PositiveInt = 1
+    path: str | None = None
+    languages: Strings | None = None
+    domains: Strings | None = None
+
+
+@section
+class DataConfig(_Preset):
+    """What is read and how it is cut (report sections 2.1 and 3.1).
+
+    `sources` are blended by integer weights, one sequence of `seq_len` tokens at a time. About `validation_percent` of the document
+    ids are held out, with every translation of them.
+    """
+
+    _table = "data"
+
+    tokenizer: str = "arcade100k"
+    seq_len: PositiveInt = 4096
+    sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    validation_percent: Annotated[int, Field(ge=0, lt=100)] = 10
+    seed: Annotated[int, Field(ge=0)] = 1234
+
+
+@section
+class TrainConfig(_Preset):
+    """How the loop runs. The global batch is given in tokens; accumulation is derived from it."""
+
+    _table = "train"
+
+    steps: PositiveInt = 500_000
+    global_batch_tokens: PositiveInt = 8_388_608
+    micro_batch_size: PositiveInt = 2
+    seed: Annotated[int, Field(ge=0)] = 1234
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    output_dir: str = "runs/run"
+    start_from: str | None = None
+    log_every: PositiveInt = 10
+    validate_every: PositiveInt = 2_000
+    save_every: PositiveInt = 2_000
+    keep_checkpoints: PositiveInt = 2
+    prompts: Strings = ()
+    sample_tokens: PositiveInt = 64
+
+
+@section
+class RunConfig:
+    """A whole run: one TOML file. A table that is left out has its section's defaults."""
+
+    _table = "run"
+
+    model: ModelConfig = ModelConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        if self.data.seq_len > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"data.seq_len = {self.data.seq_len}: longer than the context, "
+                f"model.max_position_embeddings = {self.model.max_position_embeddings}; shorten the one or raise the other"
+            )
+        per_micro = self.train.micro_batch_size * self.data.seq_len
+        if self.train.global_batch_tokens % per_micro:
+            raise ConfigError(
+                f"train.global_batch_tokens = {self.train.global_batch_tokens}: must be a multiple of micro_batch_size x seq_len = "
+                f"{per_micro}; the nearest is {max(1, round(self.train.global_batch_tokens / per_micro)) * per_micro}"
+            )
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """The whole preset `name`."""
+        return cls.load(preset_path(name))
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> Self:
+        """A preset name or a TOML path, with `{"section.field": value}` laid over it.
+
+        Raises ConfigError for an unknown preset, an unreadable file, an unknown key, or a value that cannot be.
+        """
+        tables = read_toml(source if Path(source).suffix == ".toml" else preset_path(str(source)))
+        for key, value in (overrides or {}).items():
+            _lay_over(tables, key, value)
+        return cls.from_dict(tables)
+
+    @classmethod
+    def from_dict(cls, tables: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; also takes a TOML file's tables."""
+        sections: dict[str, Any] = {}
+        known: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        for name, table in tables.items():
+            if name not in known:
+                raise ConfigError(f"[{name}]: unknown table; {_did_you_mean(name, known)}")
+            sections[name] = known[name](**_table(name, table))
+        return cls(**sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers: what is written beside a checkpoint and compared on resume."""
+        return dataclasses.asdict(self)
+
+
+def _table(name: str, table: Any) -> dict[str, Any]:
+    """The fields of one table, the sources inside it made into configs."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{name} = {table!r}: must be a table of fields")
+    fields = dict(table)
+    if name == "data" and isinstance(fields.get("sources"), Mapping):
+        fields["sources"] = {key: _source(key, value) for key, value in fields["sources"].items()}
+    return fields
+
+
+def _source(name: str, table: Any) -> SourceConfig:
+    try:
+        return SourceConfig(**_table(f"data.sources.{name}", table))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("source.", f"data.sources.{name}.", 1)) from None
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    return sorted(path.stem for path in PRESET_DIR.glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """The file of a preset."""
+    path = PRESET_DIR / f"{name}.toml"
+    if name not in preset_names():
+        raise ConfigError(f"preset = {name!r}: unknown; choose one of {', '.join(preset_names())}, or give the path of a .toml file")
+    return path
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file; what cannot be read or parsed is a ConfigError."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config = {str(path)!r}: {error.strerror}; give a readable TOML file or a preset name") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config = {str(path)!r}: not valid TOML ({error}); mend that place") from None
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """`["--train.steps", "10", "--model.use_qkv_bias=false"]` as `{"train.steps": 10, "model.use_qkv_bias": False}`.
+
+    Values are TOML values; what does not parse as one is taken as a string.
+    """
+    overrides: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        key, equals, value = rest.pop(0).partition("=")
+        if not key.startswith("--") or "." not in key:
+            raise ConfigError(f"argument = {key!r}: unknown; overrides look like --section.field value, and --help shows the rest")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{key.removeprefix('--')}: missing; give it a value, {key} VALUE")
+            value = rest.pop(0)
+        try:
+            overrides[key.removeprefix("--")] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key.removeprefix("--")] = value
+    return overrides
+
+
+def _lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tables = tables.setdefault(parent, {})
+        if not isinstance(tables, dict):
+            raise ConfigError(f"{key} = {value!r}: {parent!r} has no fields of its own; name a field that exists")
+    tables[last] = value

@@ -1,0 +1,76 @@
+"""From tokenised documents to sequences of fixed length (report section 3.1).
+
+Documents, each closed by the end-of-text token, are laid end to end and cut every `seq_len` tokens. Nothing is padded
+but the very end. Inside a sequence, positions restart with every document, `document_ids` tell the attention who
+belongs together, and the first token of a document is never a target of the one before.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+IGNORE = -100  # the label of a position that is not to be learned; the same number as in `train.loss`
+
+
+@dataclass(frozen=True)
+class PackedSequence:
+    """One row of a batch: four arrays of seq_len int64."""
+
+    input_ids: Int[np.ndarray, " T"]
+    labels: Int[np.ndarray, " T"]
+    position_ids: Int[np.ndarray, " T"]
+    document_ids: Int[np.ndarray, " T"]
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents laid end to end: all tokens, and where each document starts.
+
+    Token ids are uint32, since a vocabulary of 100,352 does not fit 16 bits.
+    """
+
+    tokens: Int[np.ndarray, " N"]
+    starts: Int[np.ndarray, " documents"]
+    eos: int
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[Sequence[int]], eos: int) -> "TokenStream":
+        """Lay out token-id lists, each followed by `eos`. Empty documents are left out: an `eos` alone teaches nothing."""
+        closed = [np.asarray([*document, eos], dtype=np.uint32) for document in documents if len(document)]
+        lengths = np.asarray([len(document) for document in closed], dtype=np.int64)
+        tokens = np.concatenate(closed) if closed else np.zeros(0, dtype=np.uint32)
+        return cls(tokens, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if closed else lengths, eos)
+
+    def num_sequences(self, seq_len: int) -> int:
+        """How many sequences of `seq_len` the stream gives, the last one padded."""
+        return -(-len(self.tokens) // seq_len)
+
+    def sequence(self, index: int, seq_len: int) -> PackedSequence:
+        """Tokens [index * seq_len, (index + 1) * seq_len), each labelled with the token after it in the same document.
+
+        The label of the last position is read across the cut where its document goes on, so that no target is lost. A document that was cut
+        goes on at position 0 in the next sequence. Padding is `eos` in a document of its own, without labels.
+        """
+        begin = index * seq_len
+        window = self.tokens[begin : begin + seq_len + 1].astype(np.int64)
+        if not 0 <= begin < len(self.tokens):
+            raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
+        real = min(seq_len, len(window))
+        # owner[t]: which document of the stream the window's token t belongs to
+        owner = np.searchsorted(self.starts, np.arange(begin, begin + len(window)), side="right")
+        input_ids = np.full(seq_len, self.eos, dtype=np.int64)
+        labels = np.full(seq_len, IGNORE, dtype=np.int64)
+        document_ids = np.full(seq_len, owner[real - 1] - owner[0] + 1, dtype=np.int64)
+        input_ids[:real], document_ids[:real] = window[:real], owner[:real] - owner[0]
+        goes_on = owner[1:] == owner[:-1]
+        labels[: len(goes_on)] = np.where(goes_on, window[1:], IGNORE)
+        return PackedSequence(input_ids, labels, restarting_positions(document_ids), document_ids)
+
+
+def restarting_positions(document_ids: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
+    """0, 1, 2, ... from the first token of every document on."""
+    index = np.arange(len(document_ids))
+    first = np.concatenate([[True], document_ids[1:] != document_ids[:-1]])
+    return index - np.maximum.accumulate(np.where(first, index, 0))

@@ -1,0 +1,116 @@
+"""The whole model: token embedding, blocks, a final norm, and an untied head (report section 2.3).
+
+Module names are Hugging Face's, so that the state dict is the released file's, key for key. The model knows nothing of devices' groups
+or of training; `train.parallel` wraps it from outside.
+
+Shapes: B batch, T tokens, H heads, D head dim, C channels, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from slm2_minimal.config import ModelConfig
+from slm2_minimal.model import hub
+from slm2_minimal.model.attention import KeyValueCache, cached_mask, check_context, document_mask
+from slm2_minimal.model.block import Block
+from slm2_minimal.model.rope import rotary_angles
+
+
+class Decoder(nn.Module):
+    """Everything but the head; named `model` in the state dict."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.final_norm_bias)
+
+
+class StableLM2(nn.Module):
+    """Stable LM 2: a decoder-only transformer over token ids.
+
+    Works under `torch.device("meta")`; call `init_weights()` after materialising.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Normal with std 0.02; the two projections that write into the residual stream are scaled by 1 / sqrt(2 L).
+
+        L layers add 2 L terms to the stream; the scaling keeps its variance from growing with depth.
+        """
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, residual_std if writes_residual else std, generator=generator)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        position_ids: Int[Tensor, "B T"] | None = None,
+        document_ids: Int[Tensor, "B T"] | None = None,
+        *,
+        cache: KeyValueCache | None = None,
+        head: Callable[[Float[Tensor, "B T C"], Float[Tensor, "V C"]], Tensor] = F.linear,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the next token at every position.
+
+        Args:
+            position_ids: count from 0 where left out; inside packed sequences they restart with every document.
+            document_ids: tokens attend only to earlier tokens of the same id. None: the whole row is one document.
+            cache: keys and values of the tokens before these; it is extended in place. Not together with document_ids.
+            head: what is made of the final hidden states and the head's weight; the loss replaces it to avoid holding the logits.
+
+        Raises:
+            DataError: the sequence is longer than the context.
+        """
+        past = cache.length if cache is not None else 0
+        check_context(past + input_ids.shape[1], self.config)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
+        if document_ids is not None:
+            assert cache is None, "packed documents are for training; a cache holds one document a row"
+            mask: Tensor | None = document_mask(document_ids)
+        else:
+            mask = cached_mask(input_ids.shape[1], past, input_ids.device)
+        angles = rotary_angles(position_ids, self.config.rotary_dim, self.config.rope_theta)
+        rotation = (angles.cos(), angles.sin())
+        x = self.model.embed_tokens(input_ids)
+        for block in self.model.layers:
+            x = block(x, rotation, mask, cache)
+        return head(self.model.norm(x), self.lm_head.weight)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo_id: str | Path, dtype: torch.dtype = torch.float32) -> "StableLM2":
+        """Load a folder in Hugging Face's format (config.json and safetensors, sharded or not), or a Hub id."""
+        folder = hub.resolve(path_or_repo_id)
+        with torch.device("meta"):
+            model = cls(hub.read_config(folder))
+        model.load_state_dict(hub.read_weights(folder, model, dtype, tied=model.config.tie_word_embeddings), assign=True)
+        if model.config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model
+
+    def save_pretrained(self, path: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Write config.json and safetensors that `transformers` loads, in shards of at most `max_shard_bytes`."""
+        hub.write(path, self.config, self.state_dict(), max_shard_bytes)

@@ -1,0 +1,174 @@
+"""Text to train on: the corpus that comes with the package, and one reader for local files and the Hub.
+
+The embedded corpus was written for this project: the report's seven languages, parallel paragraph by paragraph (the
+same id in each), some code, and arithmetic that is generated. It is small, but it is real text, and parallel texts
+let languages be compared fairly.
+"""
+
+import gzip
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm2_minimal.config import DataError, MissingExtraError
+
+CORPUS_DIR = Path(__file__).parent / "corpus"
+LANGUAGES = ("en", "de", "es", "fr", "it", "nl", "pt")  # the report's seven; the embedded corpus also has "code" and "math"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text. Translations of one another share their id."""
+
+    id: str
+    language: str
+    domain: str
+    title: str
+    text: str
+
+
+def load_corpus(
+    path: str | Path | None = None,
+    *,
+    languages: Collection[str] | None = None,
+    domains: Collection[str] | None = None,
+    limit: int | None = None,
+) -> list[Document]:
+    """The embedded corpus, or the documents at `path`, narrowed to some languages and domains, at most `limit` of them.
+
+    `path` is a .txt, .jsonl, .jsonl.gz or .parquet file, a folder of such files, or a Hub id, `owner/name` or
+    `owner/name:configuration`, streamed through `datasets`. A text file is one document; records need a field `text`,
+    and may have `id`, `language`, `domain` and `title`.
+
+    Raises:
+        DataError: nothing there, or nothing that can be read as text; the message names the file and line.
+    """
+    found: Iterator[Document] = _embedded() if path is None else _documents_at(path)
+    chosen = (
+        document
+        for document in found
+        if (languages is None or document.language in languages) and (domains is None or document.domain in domains)
+    )
+    documents = list(itertools.islice(chosen, limit))
+    if not documents:
+        asked = f"languages = {sorted(languages) if languages else 'all'}, domains = {sorted(domains) if domains else 'all'}"
+        raise DataError(f"corpus = {'embedded' if path is None else str(path)!r}: no document with {asked}; check the names and the path")
+    return documents
+
+
+def is_validation(document_id: str, percent: int) -> bool:
+    """Whether a document is held out: a fixed function of its id, so it goes with all its translations, on any machine."""
+    return int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8]) % 100 < percent
+
+
+def arithmetic(count: int, seed: int = 0) -> Iterator[Document]:
+    """Documents of sums, differences, products and divisions with their results, a little harder in each than in the one before."""
+    for number in range(count):
+        rng = random.Random(f"{seed}/{number}")
+        largest = 10 ** (1 + number * 3 // count)
+        lines = [_exercise(rng, largest) for _ in range(24)]
+        yield Document(f"arithmetic-{number + 1:03d}", "math", "arithmetic", f"Numbers below {largest * 10:,}", "\n".join(lines))
+
+
+def _exercise(rng: random.Random, largest: int) -> str:
+    a, b = rng.randrange(largest * 10), rng.randrange(1, largest * 10)
+    operation = rng.choice("+-*/")
+    if operation == "/":
+        return f"{a * b} / {b} = {a}"
+    return f"{a} {operation} {b} = {a + b if operation == '+' else a - b if operation == '-' else a * b}"
+
+
+def _embedded() -> Iterator[Document]:
+    for name in (*LANGUAGES, "code"):
+        yield from _records(CORPUS_DIR / f"{name}.jsonl")
+    yield from arithmetic(100)
+
+
+def _documents_at(path: str | Path) -> Iterator[Document]:
+    local = Path(path)
+    if local.is_dir():
+        files = sorted(file for file in local.rglob("*") if file.name.endswith((".txt", ".jsonl", ".jsonl.gz", ".parquet")))
+        if not files:
+            raise DataError(f"path = {str(path)!r}: no .txt, .jsonl, .jsonl.gz or .parquet file in this folder")
+        for file in files:
+            yield from _file(file)
+    elif local.exists():
+        yield from _file(local)
+    elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/")) and not local.suffix:
+        yield from _hub(path)
+    else:
+        raise DataError(f"path = {str(path)!r}: no such file or folder; give one, or a Hub id owner/name")
+
+
+def _file(path: Path) -> Iterator[Document]:
+    if path.name.endswith(".parquet"):
+        dataset = _datasets(str(path)).load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        yield from _rows(dataset, str(path), path.stem)
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        yield from _records(path)
+    elif path.name.endswith(".txt"):
+        try:
+            yield Document(path.stem, "und", "text", path.stem, path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
+    else:
+        raise DataError(f"path = {str(path)!r}: unknown kind of file; give .txt, .jsonl, .jsonl.gz or .parquet")
+
+
+def _records(path: Path) -> Iterator[Document]:
+    """JSON Lines, plain or gzipped, one object a line."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _document(json.loads(line.decode("utf-8")), f"{path}:{number}", f"{path.stem}-{number}")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}:{number}: not UTF-8; convert the file, for example with iconv") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number}: not JSON ({error.msg}); every line must be one object") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read after line {number} ({error}); check or copy the file again") from None
+
+
+def _hub(name: str) -> Iterator[Document]:
+    repository, _, configuration = name.partition(":")
+    try:
+        dataset = _datasets(name).load_dataset(repository, configuration or None, split="train", streaming=True)
+    except (OSError, ValueError) as error:  # not found, gated, offline, script-based
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"path = {name!r}: cannot be had from the Hub ({reason}); gated sets need `hf auth login` and consent on their page"
+        ) from None
+    yield from _rows(dataset, name, repository.rpartition("/")[2])
+
+
+def _rows(dataset: Any, where: str, stem: str) -> Iterator[Document]:
+    try:
+        for number, row in enumerate(dataset):
+            yield _document(row, f"{where}, row {number}", f"{stem}-{number}")
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # what datasets and pyarrow raise for damaged files
+        raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]}); check or copy it again") from None
+
+
+def _document(record: Any, where: str, default_id: str) -> Document:
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise DataError(f"{where}: has no field 'text' that holds a string; rename the field, or leave the record out")
+    field = {key: str(record.get(key) or default) for key, default in
+             (("id", default_id), ("language", "und"), ("domain", "text"), ("title", ""))}  # fmt: skip
+    return Document(**field, text=record["text"])
+
+
+def _datasets(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingExtraError("datasets", "hf", f"reading {what}") from None
+    return datasets
