@@ -6,6 +6,7 @@ Exit codes: 0 success, 2 something the user can mend (one line on stderr), 1 a f
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
 
@@ -29,8 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"slm2: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="slm2", description="Stable LM 2 from scratch.")
+    parser = _Parser(prog="slm2", description="Stable LM 2 from scratch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser(

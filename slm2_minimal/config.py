@@ -75,7 +75,7 @@ def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
     field = f"{cls._table}.{name}"
     if first["type"] == "unexpected_keyword_argument":
         return f"{field} = {first['input']!r}: unknown key; {_did_you_mean(name, [f.name for f in dataclasses.fields(cls)])}"
-    return f"{field} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:]}"
+    return f"{field} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:].replace('valid tuple', 'list')}"
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -91,8 +91,7 @@ class _Preset:
     @classmethod
     def preset(cls, name: str) -> Self:
         """This section as the preset `name` (the stem of a file in `presets/`) has it."""
-        section: Self = getattr(RunConfig.preset(name), cls._table)
-        return section
+        return getattr(RunConfig.preset(name), cls._table)
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed."""
@@ -178,10 +177,9 @@ class ModelConfig(_Preset):
 class ScheduleConfig(_Preset):
     """The learning rate as a function of the step (report section 3.2); the formulas are in `train.schedule`.
 
-    hybrid: warm-up, a quarter of a cosine with period `decay_steps`, then alpha / sqrt(step + beta). cosine: half a
-    cosine down to `min_rate` at `decay_steps`. inverse_sqrt: peak_rate * sqrt(warmup_steps / step). wsd and constant:
-    `peak_rate` throughout; wsd says that a cooldown is meant to follow. Any of them goes to 0 over `cooldown_steps`
-    from `cooldown_start` on, where that is given.
+    hybrid: warm-up, a quarter of a cosine with period `decay_steps`, then alpha / sqrt(step + beta). cosine: half a cosine down to
+    `min_rate` at `decay_steps`. inverse_sqrt: peak_rate * sqrt(warmup_steps / step). wsd and constant: `peak_rate` throughout; wsd
+    says that a cooldown is meant to follow. Any of them goes to 0 over `cooldown_steps` from `cooldown_start` on, where that is given.
     """
 
     _table = "schedule"
@@ -218,7 +216,7 @@ class OptimizerConfig(_Preset):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     eps: PositiveFloat = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     clip_norm: PositiveFloat = 1.0
 
 

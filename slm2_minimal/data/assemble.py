@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from slm2_minimal.config import ConfigError, DataConfig, DataError
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.text.corpus import is_validation, load_corpus
+from slm2_minimal.text.corpus import Document, is_validation, load_corpus
 from slm2_minimal.text.tokenizer import Tokenizer
 
 
@@ -35,7 +35,7 @@ def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
     streams, weights = {}, {}
     held_out: dict[str, list[list[int]]] = defaultdict(list)
     training: dict[str, list[list[int]]] = defaultdict(list)
-    seen: set[tuple[str, str]] = set()  # sources may overlap; a held-out document is scored once
+    seen: set[Document] = set()  # sources may overlap; a held-out document is scored once
     for name, source in config.sources.items():
         documents = load_corpus(source.path, languages=source.languages, domains=source.domains)
         kept = [document for document in documents if not is_validation(document.id, config.validation_percent)]
@@ -43,8 +43,8 @@ def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
         streams[name], weights[name] = TokenStream.from_documents(ids, tokenizer.eos_token_id), source.weight
         for document, tokens in zip(kept, ids, strict=True):
             training[document.language].append(tokens)
-        fresh = [d for d in documents if is_validation(d.id, config.validation_percent) and (d.id, d.language) not in seen]
-        seen.update((document.id, document.language) for document in fresh)
+        fresh = [d for d in documents if is_validation(d.id, config.validation_percent) and d not in seen]
+        seen.update(fresh)
         for document, tokens in zip(fresh, tokenizer.encode_batch([document.text for document in fresh]), strict=True):
             held_out[document.language].append(tokens)
     loader = Loader(streams, weights, config.seq_len, config.seed)

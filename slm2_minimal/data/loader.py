@@ -61,7 +61,9 @@ class Loader:
         self.counts = [stream.num_sequences(seq_len) for stream in self.streams]
         for name, count in zip(self.names, self.counts, strict=True):
             if count == 0:
-                raise DataError(f"data.sources.{name}: has no text; check its path, languages and domains")
+                raise DataError(
+                    f"data.sources.{name}: has no text to train on; check its path, languages and domains, and data.validation_percent"
+                )
         self.schedule = QuotaSchedule([weights[name] for name in self.names])
 
     @functools.lru_cache(maxsize=64)  # noqa: B019  one permutation per source and epoch; the loader lives as long as the run

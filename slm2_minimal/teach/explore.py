@@ -1,7 +1,8 @@
 """A slider over figures that works wherever the chapter is read.
 
-Live Jupyter shows an ipywidgets slider. The built site shows the same frames under a plain HTML range input with one inline handler: no kernel, no
-script from elsewhere, usable by keyboard, with a text alternative per frame. LaTeX takes the first frame, and tests compare a line of text.
+Live Jupyter shows an ipywidgets slider. The built site shows the same frames under a plain HTML range input with one inline handler: no
+kernel, no script from elsewhere, usable by keyboard, with a text alternative per frame. LaTeX takes the first frame, and tests compare a
+line of text.
 """
 
 import base64

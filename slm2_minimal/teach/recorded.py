@@ -43,9 +43,11 @@ def provenance(record: dict[str, Any]) -> Any:
     """A line of Markdown that says where a recorded result comes from."""
     from IPython.display import Markdown
 
+    seconds = record["seconds"]
+    took = f"{seconds} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     return Markdown(
         f"*Recorded* on {record['date']} at commit `{record['commit']}`: {record['machine']} ({record['capability']}, {record['device']}), "
-        f"torch {record['torch']}, {record['seconds'] / 60:.0f} minutes in all. Make it again with `{record['command']}`."
+        f"torch {record['torch']}, {took} in all. Make it again with `{record['command']}`."
     )
 
 

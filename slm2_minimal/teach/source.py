@@ -1,6 +1,7 @@
 """Show the package's own source in a chapter, so that the page can never drift from the code."""
 
 import inspect
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,5 +17,5 @@ def show_source(*objects: Any) -> Any:
     parts = []
     for thing in objects:
         path = Path(inspect.getsourcefile(thing) or "").relative_to(package.parent).as_posix()
-        parts.append(f"`{path}`\n\n```python\n{inspect.getsource(thing).rstrip()}\n```")
+        parts.append(f"`{path}`\n\n```python\n{textwrap.dedent(inspect.getsource(thing)).rstrip()}\n```")
     return Markdown("\n\n".join(parts))

@@ -1,9 +1,7 @@
 """One look for every figure: legible in light and dark pages, in grey print, and without colour vision."""
 
-from typing import Any
-
 # Chosen to differ in lightness as well as in hue, so that lines stay apart in grey; the line styles say the same once more.
-COLORS = ("#08306b", "#d95f02", "#1b9e77", "#cc79a7", "#7a5195", "#8c6d1f", "#5f6b76")
+COLORS = ("#08306b", "#d95f02", "#0b684a", "#cc79a7", "#5a2d8a", "#96600f", "#6f7b86")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 
 
@@ -12,22 +10,23 @@ def use_style() -> None:
     import matplotlib as mpl
     from cycler import cycler
 
-    settings: dict[str, Any] = {
-        "figure.figsize": (7.0, 3.6),
-        "figure.dpi": 110,
-        "figure.facecolor": "white",
-        "savefig.facecolor": "white",
-        "figure.constrained_layout.use": True,
-        "axes.prop_cycle": cycler(color=COLORS, linestyle=LINE_STYLES),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#d9d9d9",
-        "grid.linewidth": 0.6,
-        "font.size": 10,
-        "axes.titlesize": 11,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-    }
-    mpl.rcParams.update(settings)
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.6),
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": cycler(color=COLORS, linestyle=LINE_STYLES),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#d9d9d9",
+            "grid.linewidth": 0.6,
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+        }
+    )

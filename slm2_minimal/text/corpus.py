@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import random
+import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from slm2_minimal.config import DataError, MissingExtraError
 
 CORPUS_DIR = Path(__file__).parent / "corpus"
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 LANGUAGES = ("en", "de", "es", "fr", "it", "nl", "pt")  # the report's seven; the embedded corpus also has "code" and "math"
 
 
@@ -48,6 +50,9 @@ def load_corpus(
     Raises:
         DataError: nothing there, or nothing that can be read as text; the message names the file and line.
     """
+    for name, names in (("languages", languages), ("domains", domains)):
+        if isinstance(names, str):  # a string is a collection too, of its letters
+            raise DataError(f"{name} = {names!r}: must be a list of names; write [{names!r}]")
     found: Iterator[Document] = _embedded() if path is None else _documents_at(path)
     chosen = (
         document
@@ -92,14 +97,14 @@ def _embedded() -> Iterator[Document]:
 def _documents_at(path: str | Path) -> Iterator[Document]:
     local = Path(path)
     if local.is_dir():
-        files = sorted(file for file in local.rglob("*") if file.name.endswith((".txt", ".jsonl", ".jsonl.gz", ".parquet")))
+        files = sorted(file for file in local.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
         if not files:
             raise DataError(f"path = {str(path)!r}: no .txt, .jsonl, .jsonl.gz or .parquet file in this folder")
         for file in files:
             yield from _file(file)
     elif local.exists():
         yield from _file(local)
-    elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/")) and not local.suffix:
+    elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/")) and not path.endswith(SUFFIXES):
         yield from _hub(path)
     else:
         raise DataError(f"path = {str(path)!r}: no such file or folder; give one, or a Hub id owner/name")
@@ -107,7 +112,11 @@ def _documents_at(path: str | Path) -> Iterator[Document]:
 
 def _file(path: Path) -> Iterator[Document]:
     if path.name.endswith(".parquet"):
-        dataset = _datasets(str(path)).load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        library = _datasets(str(path))
+        try:
+            dataset = library.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from None
         yield from _rows(dataset, str(path), path.stem)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         yield from _records(path)
@@ -116,6 +125,8 @@ def _file(path: Path) -> Iterator[Document]:
             yield Document(path.stem, "und", "text", path.stem, path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
+        except OSError as error:
+            raise _damaged(path, error) from None
     else:
         raise DataError(f"path = {str(path)!r}: unknown kind of file; give .txt, .jsonl, .jsonl.gz or .parquet")
 
@@ -132,7 +143,7 @@ def _records(path: Path) -> Iterator[Document]:
         raise DataError(f"{path}:{number}: not UTF-8; convert the file, for example with iconv") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{number}: not JSON ({error.msg}); every line must be one object") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read after line {number} ({error}); check or copy the file again") from None
 
 
@@ -140,10 +151,11 @@ def _hub(name: str) -> Iterator[Document]:
     repository, _, configuration = name.partition(":")
     try:
         dataset = _datasets(name).load_dataset(repository, configuration or None, split="train", streaming=True)
-    except (OSError, ValueError) as error:  # not found, gated, offline, script-based
+    except (OSError, ValueError, RuntimeError) as error:  # not found, gated, offline, script-based
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"path = {name!r}: cannot be had from the Hub ({reason}); gated sets need `hf auth login` and consent on their page"
+            f"path = {name!r}: neither a local file nor to be had from the Hub ({reason}); "
+            "gated sets need `hf auth login` and consent on their page"
         ) from None
     yield from _rows(dataset, name, repository.rpartition("/")[2])
 
@@ -155,7 +167,12 @@ def _rows(dataset: Any, where: str, stem: str) -> Iterator[Document]:
     except DataError:
         raise
     except (OSError, ValueError) as error:  # what datasets and pyarrow raise for damaged files
-        raise DataError(f"{where}: cannot be read ({str(error).splitlines()[0]}); check or copy it again") from None
+        raise _damaged(where, error) from None
+
+
+def _damaged(where: str | Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{where}: cannot be read ({reason}); check or copy it again")
 
 
 def _document(record: Any, where: str, default_id: str) -> Document:

@@ -48,6 +48,7 @@ ARCADE_SPECIAL = {name: _FIRST_SPECIAL + i for i, name in enumerate(_SPECIAL_NAM
 # no piece of either tokenizer spans such a place.
 _SAFE_CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
+_SPACE_SYMBOL = "\u2581"  # how SentencePiece writes a space
 
 
 class Tokenizer(ABC):
@@ -126,7 +127,8 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model: BPE with byte fallback and split digits, as `train_sentencepiece` makes them."""
 
     def __init__(self, model: bytes, name: str) -> None:
-        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.processor = sentencepiece.SentencePieceProcessor()
+        self.processor.LoadFromSerializedProto(model)  # the constructor would take an empty model for none given
         self.name = name
         self.vocab_size = self.processor.vocab_size()
         self.eos_token_id = self.processor.eos_id()
@@ -136,10 +138,13 @@ class SentencePieceTokenizer(Tokenizer):
         text = unicodedata.normalize("NFC", text)
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as tiktoken does with lone surrogates
         eos = self.processor.id_to_piece(self.eos_token_id)
-        if not allow_special or eos not in text:
-            return list(self.processor.encode(text))
-        first, *rest = (self.processor.encode(part) for part in text.split(eos))
-        return [*first, *(token for part in rest for token in (self.eos_token_id, *part))]
+        parts = text.split(eos) if allow_special else [text]
+        return _joined([self._encode_ordinary(part) for part in parts], [self.eos_token_id])
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        """Inside SentencePiece U+2581 stands for the space, so a U+2581 of the text goes through as its bytes."""
+        as_bytes = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_SYMBOL.encode()]
+        return _joined([self.processor.encode(part) for part in text.split(_SPACE_SYMBOL)], as_bytes)
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size or self.processor.is_unknown(token_id):
@@ -147,7 +152,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self.processor.is_control(token_id):
             return b""
         piece = self.processor.id_to_piece(token_id)
-        return bytes([int(piece[3:5], 16)]) if self.processor.is_byte(token_id) else piece.replace("\u2581", " ").encode()
+        return bytes([int(piece[3:5], 16)]) if self.processor.is_byte(token_id) else piece.replace(_SPACE_SYMBOL, " ").encode()
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
@@ -202,6 +207,12 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
     part = Path(path).with_name(Path(path).name + ".part")
     part.write_bytes(buffer.getvalue())
     part.replace(path)
+
+
+def _joined(parts: list[list[int]], separator: list[int]) -> list[int]:
+    """The parts' ids with the separator's between them."""
+    first, *rest = parts
+    return [*first, *(token for part in rest for token in (*separator, *part))]
 
 
 def _find_ranks() -> bytes:

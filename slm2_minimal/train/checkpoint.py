@@ -147,7 +147,8 @@ def _optimizer_tensors(model: StableLM2, optimizer: torch.optim.Optimizer) -> di
 
 def _restore_optimizer(model: StableLM2, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        state = {key.rpartition("/")[2]: value for key, value in tensors.items() if key.rpartition("/")[0] == name}
+        # Cloned, because a slice of a file may lie unaligned in memory, and products and sums then round differently.
+        state = {key.rpartition("/")[2]: value.clone() for key, value in tensors.items() if key.rpartition("/")[0] == name}
         if state:
             optimizer.state[parameter] = state
 

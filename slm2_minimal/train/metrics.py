@@ -1,6 +1,7 @@
 """What a run says of itself: FLOPs, a progress line, a JSONL file and TensorBoard."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,22 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
 
 
 class RunLog:
-    """metrics.jsonl and TensorBoard files in the run's folder; a resumed run drops the lines it is about to write again."""
+    """metrics.jsonl and TensorBoard files in the folder of a run.
+
+    Lines of steps after `start_step`, which a resumed run writes again, are dropped.
+    """
 
     def __init__(self, folder: Path, start_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) is not None and _step(line) < start_step]  # type: ignore[operator]
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= start_step]
             part = self.path.with_suffix(".part")
-            part.write_text("".join(line + "\n" for line in kept))
+            part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(part, self.path)
         self.file = self.path.open("a", encoding="utf-8", buffering=1)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """One JSONL line; its numbers also go to TensorBoard under `kind/name`, texts as texts."""
@@ -53,12 +57,12 @@ class RunLog:
         self.board.close()
 
 
-def _step(line: str) -> int | None:
-    """The step of a JSONL line; None for one that a crash cut short."""
+def _step(line: str) -> float:
+    """The step of a JSONL line; infinite for one that a crash cut short."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return None
+        return math.inf
 
 
 def progress_line(step: int, steps: int, values: dict[str, float], seconds_left: float) -> str:

@@ -1,0 +1,150 @@
+"""Our training step beside transformers' `StableLmForCausalLM`, on the same weights, batch and optimizer, interleaved in one process.
+
+    python benchmarks/train_step.py [--dtype bfloat16|float32] [--rounds 9]
+
+A step is forward, loss, backward, clipping, fused AdamW, zero_grad. Reported are medians over the rounds, the share
+of the matrix-product rate measured in the same run (flops_per_token's count), and each side's peak memory, measured
+in a process of its own. Losses are held against each other first: what is timed computes the same.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+
+from slm2_minimal.config import ModelConfig, OptimizerConfig
+from slm2_minimal.data.loader import Batch
+from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.train.device import autocast, matmul_rate, pick_device, synchronize
+from slm2_minimal.train.metrics import flops_per_token
+from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
+from slm2_minimal.train.trainer import accumulate_gradients
+
+CONFIG = ModelConfig(
+    vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
+    max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
+)  # fmt: skip
+ROWS, TOKENS, RATE = 4, 512, 1e-4
+
+
+def batch(device: torch.device) -> Batch:
+    """Random ids, one document a row, as transformers sees them."""
+    ids = torch.randint(0, CONFIG.vocab_size, (ROWS, TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(TOKENS).expand(ROWS, TOKENS)
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions, torch.zeros_like(positions)).to(device)
+
+
+def ours(device: torch.device, dtype: torch.dtype) -> Callable[[], float]:
+    """The package's step."""
+    torch.manual_seed(0)
+    model = StableLM2(CONFIG).to(device)
+    optimizer = build_optimizer(model, OptimizerConfig())
+    set_rate(optimizer, RATE)
+    data = batch(device)
+
+    def step() -> float:
+        loss = accumulate_gradients(model, [data], device, dtype)
+        clip_gradients(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def theirs(device: torch.device, dtype: torch.dtype) -> Callable[[], float]:
+    """transformers' model from the same weights, its own loss, SDPA attention, the same optimizer settings."""
+    from transformers import StableLmForCausalLM
+
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        StableLM2(CONFIG).save_pretrained(folder)
+        model = StableLmForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    data = batch(device)
+
+    def step() -> float:
+        with autocast(device, dtype):
+            loss = model(input_ids=data.input_ids, labels=data.labels, shift_labels=data.labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.item())
+
+    return step
+
+
+def measure(device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds per step of both, one step of each in turn."""
+    sides = {"slm2_minimal": ours(device, dtype), "transformers": theirs(device, dtype)}
+    losses = {name: step() for name, step in sides.items()}
+    assert abs(losses["slm2_minimal"] - losses["transformers"]) < 0.02, f"not the same work: {losses}"
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, step in sides.items():
+            synchronize(device)
+            start = time.perf_counter()
+            step()
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - start)
+    peak = matmul_rate(device, dtype, 2048)
+    flops = flops_per_token(CONFIG, TOKENS) * ROWS * TOKENS
+    return {
+        name: {
+            "seconds": statistics.median(times),
+            "tokens_per_second": ROWS * TOKENS / statistics.median(times),
+            "share_of_peak": flops / statistics.median(times) / peak,
+        }
+        for name, times in seconds.items()
+    } | {"peak": {"gflops": peak / 1e9}}
+
+
+def peak_memory(side: str, device: torch.device, dtype: torch.dtype) -> float:
+    """MiB that three steps add to what the process held before the model was built (resident set; device memory on a GPU)."""
+    torch.ones(1, device=device)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    step = (ours if side == "slm2_minimal" else theirs)(device, dtype)
+    for _ in range(3):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def main() -> None:
+    """Measure and print one table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--memory-of", choices=("slm2_minimal", "transformers"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device, dtype = pick_device("auto"), getattr(torch, options.dtype)
+    if options.memory_of:
+        print(peak_memory(options.memory_of, device, dtype))
+        return
+    results = measure(device, dtype, options.rounds)
+    for name in ("slm2_minimal", "transformers"):
+        command = [sys.executable, __file__, "--dtype", options.dtype, "--memory-of", name]
+        results[name]["peak_mib"] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    print(f"{options.dtype} on {device}, {torch.get_num_threads()} threads; matrix product {results['peak']['gflops']:,.0f} GFLOP/s")
+    for name in ("slm2_minimal", "transformers"):
+        row = results[name]
+        print(
+            f"{name:<14}{row['tokens_per_second']:>9,.0f} tokens/s {row['seconds'] * 1e3:>8.0f} ms {row['share_of_peak']:>7.1%} of peak "
+            f"{row['peak_mib']:>7,.0f} MiB"
+        )
+    ratio = results["slm2_minimal"]["tokens_per_second"] / results["transformers"]["tokens_per_second"]
+    print(f"ratio {ratio:.2f}")
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

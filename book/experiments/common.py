@@ -1,0 +1,44 @@
+"""The small model that the recorded experiments train, and how they train it."""
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import torch
+
+from slm2_minimal.config import RunConfig
+from slm2_minimal.train.trainer import Trainer
+from slm2_minimal.train.validation import validation_losses
+
+# 1.1M parameters: a quarter of a minute per hundred steps on one core.
+TOY: dict[str, Any] = {
+    "model.hidden_size": 128,
+    "model.intermediate_size": 352,
+    "model.num_hidden_layers": 4,
+    "model.num_attention_heads": 2,
+    "model.num_key_value_heads": 2,
+    "train.global_batch_tokens": 2048,
+    "train.micro_batch_size": 8,
+    "train.device": "cpu",
+    "train.dtype": "float32",
+}
+
+
+def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dict[str, Any]:
+    """Train the toy model and return its curve: per step the rate and the loss, and validation losses after the steps named.
+
+    Nothing is written. `overrides` are those of `RunConfig.load("tiny", ...)`, with a double underscore for the dot.
+    """
+    changes = {key.replace("__", "."): value for key, value in overrides.items()}
+    trainer = Trainer(RunConfig.load("tiny", TOY | {"train.steps": steps} | changes))
+    rates, losses, validation = [], [], {}
+    started = time.perf_counter()
+    for step in range(1, steps + 1):
+        values = trainer.train_step()
+        rates.append(float(f"{values['rate']:.4g}"))
+        losses.append(round(values["loss"], 4))
+        if step in validate_at:
+            found = validation_losses(trainer.model, trainer.sets, torch.device("cpu"))
+            validation[step] = {name: round(loss, 4) for name, loss in found.items()}
+    print(f"  {changes}: {time.perf_counter() - started:.0f} s, loss {losses[-1]:.3f}", flush=True)
+    return {"rates": rates, "losses": losses, "validation": validation}

@@ -1,0 +1,122 @@
+"""Sampling: what each option keeps, statistics at five sigma, stop ids, streaming, and the cache behind it."""
+
+import math
+
+import pytest
+import torch
+
+from slm2_minimal.config import DataError, ModelConfig
+from slm2_minimal.inference.generate import generate, sample, stream, stream_text
+from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.tokenizer import load_tokenizer
+
+SMALL = ModelConfig(
+    vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+    max_position_embeddings=48, bos_token_id=0, eos_token_id=0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> StableLM2:
+    model = StableLM2(SMALL)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return model
+
+
+PROMPT = torch.tensor([[5, 6, 7], [8, 9, 10]])
+
+
+def test_greedy_equals_argmax_without_a_cache(model: StableLM2) -> None:
+    out = generate(model, PROMPT, 10, temperature=0)
+    ids = PROMPT
+    for _ in range(10):
+        ids = torch.cat([ids, model(ids)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(out, ids)
+    assert torch.equal(generate(model, PROMPT, 10, top_k=1, seed=3), ids)
+    assert torch.equal(generate(model, PROMPT, 10, top_p=1e-6, seed=3), ids)
+
+
+def test_seed_decides(model: StableLM2) -> None:
+    a, b, c = (generate(model, PROMPT, 20, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert a.shape == (2, 23)
+    assert torch.equal(a[:, :3], PROMPT)
+
+
+def test_global_random_state_is_neither_used_nor_changed(model: StableLM2) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    generate(model, PROMPT, 5, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.4, 0.3, 0.2, 0.1]),
+        ({"top_k": 2}, [4 / 7, 3 / 7, 0, 0]),
+        ({"top_p": 0.5}, [4 / 7, 3 / 7, 0, 0]),  # 0.4 is not yet half, 0.4 + 0.3 is
+        ({"top_p": 0.39}, [1, 0, 0, 0]),
+        ({"top_p": 0.71}, [4 / 9, 3 / 9, 2 / 9, 0]),
+        ({"top_k": 3, "top_p": 0.7}, [4 / 7, 3 / 7, 0, 0]),  # of what top-k left: 4/9 + 3/9 > 0.7
+        ({"temperature": 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+        ({"temperature": 0.5, "top_k": 2}, [16 / 25, 9 / 25, 0, 0]),
+    ],
+)
+def test_frequencies(options: dict, expected: list[float]) -> None:
+    draws, order = 20_000, torch.tensor([2, 0, 3, 1])  # ids are not in order of probability
+    logits = torch.empty(4)
+    logits[order] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    arguments = {"temperature": 1.0, "top_k": None, "top_p": None} | options
+    drawn = sample(logits.expand(draws, 4), generator=torch.Generator().manual_seed(0), **arguments)
+    counts = torch.bincount(drawn, minlength=4)[order]
+    for count, p in zip(counts.tolist(), expected, strict=True):
+        sigma = math.sqrt(draws * p * (1 - p))
+        assert abs(count - draws * p) <= 5 * sigma, (counts, expected)
+
+
+def test_stop_ids(model: StableLM2) -> None:
+    free = generate(model, PROMPT, 20, seed=1)
+    stop = int(free[0, 8])
+    stopped = generate(model, PROMPT, 20, seed=1, stop_ids=[stop])
+    first = (free[0, 3:] == stop).nonzero()[0].item() + 3
+    assert torch.equal(stopped[0, : first + 1], free[0, : first + 1])
+    assert (stopped[0, first:] == stop).all()  # the row that ended repeats the stop id
+    one_row = generate(model, PROMPT[:1], 20, temperature=0, stop_ids=[int(generate(model, PROMPT[:1], 1, temperature=0)[0, -1])])
+    assert one_row.shape == (1, 4)
+
+
+def test_stream_gives_the_same_ids(model: StableLM2) -> None:
+    pieces = list(stream(model, PROMPT, 12, seed=4, top_p=0.9))
+    assert len(pieces) == 12
+    assert torch.equal(torch.stack(pieces, dim=1), generate(model, PROMPT, 12, seed=4, top_p=0.9)[:, 3:])
+
+
+def test_text_streams(model: StableLM2) -> None:
+    tokenizer = load_tokenizer("tiny")
+    pieces = list(stream_text(model, tokenizer, "De fiets", 20, seed=1))
+    assert len(pieces) > 1
+    ids = torch.tensor([tokenizer.encode("De fiets")])
+    drawn = generate(model, ids, 20, seed=1, stop_ids=[0])[0, ids.shape[1] :].tolist()
+    assert "".join(pieces) == tokenizer.decode([i for i in drawn if i != 0])
+    assert isinstance("".join(stream_text(model, tokenizer, "", 5, seed=1)), str)  # an empty prompt starts a text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "input_ids = 0 tokens"),
+        ({"max_new_tokens": 46}, "ask for at most 45"),
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"top_k": 0}, "top_k = 0"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": 1.5}, "top_p = 1.5"),
+    ],
+)
+def test_bad_options(model: StableLM2, arguments: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        generate(**({"model": model, "input_ids": PROMPT, "max_new_tokens": 4} | arguments))

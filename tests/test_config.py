@@ -1,0 +1,367 @@
+"""The configurations: the report's numbers as literals, and one line for every way to get them wrong."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm2_minimal.config import (
+    ConfigError,
+    DataConfig,
+    MissingExtraError,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    SourceConfig,
+    TrainConfig,
+    UserError,
+    parse_overrides,
+    preset_names,
+    read_toml,
+)
+
+FULL = "stablelm-2-1_6b"
+
+
+def complaint(call: Callable[[], Any]) -> str:
+    """The message of the ConfigError that `call` raises, which must be one line."""
+    with pytest.raises(ConfigError) as caught:
+        call()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message == message.strip()
+    return message
+
+
+# The report's numbers. Sources: the released weights, the training YAML and the model card, except where a line says otherwise.
+
+
+def test_model_of_the_report() -> None:
+    assert dataclasses.asdict(ModelConfig.preset(FULL)) == {
+        "vocab_size": 100_352,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.25,
+        "use_qkv_bias": True,
+        "norm_bias": True,
+        "final_norm_bias": True,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "bos_token_id": 100_257,
+        "eos_token_id": 100_257,
+    }
+    assert (ModelConfig.preset(FULL).head_dim, ModelConfig.preset(FULL).rotary_dim) == (64, 16)
+
+
+def test_schedule_of_the_report() -> None:
+    assert dataclasses.asdict(ScheduleConfig.preset(FULL)) == {
+        "kind": "hybrid",
+        "peak_rate": 1e-3,
+        "min_rate": 1e-4,
+        "warmup_steps": 9_720,
+        "decay_steps": 540_000,
+        "cooldown_start": 420_000,
+        "cooldown_steps": 80_000,
+    }
+
+
+def test_optimizer_of_the_report() -> None:
+    assert dataclasses.asdict(OptimizerConfig.preset(FULL)) == {
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+    }
+
+
+def test_data_and_loop_of_the_report() -> None:
+    data, train = DataConfig.preset(FULL), TrainConfig.preset(FULL)
+    assert (data.tokenizer, data.seq_len, data.seed, data.sources) == ("arcade100k", 4096, 1234, {})
+    assert (train.global_batch_tokens, train.micro_batch_size, train.save_every, train.seed) == (8_388_608, 2, 2_000, 1234)
+    assert train.global_batch_tokens == 512 * 2 * 2 * data.seq_len  # GPUs x micro-batch x accumulation x context
+    assert train.steps == 500_000  # derived: 420,000 + 80,000
+    assert train.dtype == "bfloat16"
+
+
+def test_the_defaults_are_the_report() -> None:
+    for section in (ModelConfig, OptimizerConfig):
+        assert section() == section.preset(FULL)
+    assert ScheduleConfig(cooldown_start=420_000, cooldown_steps=80_000) == ScheduleConfig.preset(FULL)
+
+
+# Counting
+
+
+def test_published_parameter_counts() -> None:
+    model = ModelConfig.preset(FULL)
+    assert model.num_parameters() == 1_644_515_328  # the released file
+    assert model.replace(norm_bias=False).num_parameters() == 1_644_417_024  # the model card
+    assert model.replace(norm_bias=False, final_norm_bias=False).num_parameters() == 1_644_414_976
+    assert model.num_parameters(embeddings=False) == 1_644_515_328 - 205_520_896
+
+
+def test_parameter_count_by_hand() -> None:
+    # 2 layers of width 4 with 2 heads of 2 and one key/value head, MLP 6, vocabulary 10
+    model = ModelConfig(
+        vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        partial_rotary_factor=1.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    layer = (4 * 4 + 4) + 2 * (4 * 2 + 2) + 4 * 4 + 3 * 4 * 6 + 2 * (4 + 4)
+    assert model.num_parameters() == 10 * 4 + 2 * layer + (4 + 4) + 10 * 4
+    assert model.replace(tie_word_embeddings=True).num_parameters() == 10 * 4 + 2 * layer + (4 + 4)
+    assert model.replace(tie_word_embeddings=True).num_parameters(embeddings=False) == 2 * layer + (4 + 4) + 10 * 4
+    assert model.replace(use_qkv_bias=False).num_parameters() == model.num_parameters() - 2 * (4 + 2 + 2)
+
+
+def test_tiny_has_the_stated_size() -> None:
+    tiny = RunConfig.preset("tiny")
+    assert 5.2e6 < tiny.model.num_parameters() < 5.5e6
+    assert (tiny.model.vocab_size, tiny.model.head_dim, tiny.model.rotary_dim) == (1024, 64, 16)
+    assert sorted(tiny.data.sources) == ["code", "de", "en", "es", "fr", "it", "math", "nl", "pt"]
+
+
+def test_presets() -> None:
+    assert preset_names() == ["stablelm-2-1_6b", "tiny"]
+    for name in preset_names():
+        run = RunConfig.preset(name)
+        assert ModelConfig.preset(name) == run.model
+        assert TrainConfig.preset(name) == run.train
+
+
+# Frozen values and copies
+
+
+def test_a_config_cannot_be_changed() -> None:
+    run = RunConfig.preset("tiny")
+    for target, field in ((run, "model"), (run.model, "vocab_size"), (run.schedule, "kind"), (run.data.sources["en"], "weight")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(target, field, getattr(target, field))
+    assert {ModelConfig(), ModelConfig(), ModelConfig(vocab_size=200_000)} == {ModelConfig(), ModelConfig(vocab_size=200_000)}
+
+
+def test_replace_makes_a_checked_copy() -> None:
+    model = ModelConfig()
+    assert model.replace(num_hidden_layers=2).num_hidden_layers == 2
+    assert model.num_hidden_layers == 24
+    assert "model.num_hidden_layers = 0" in complaint(lambda: model.replace(num_hidden_layers=0))
+
+
+@pytest.mark.parametrize("name", ["tiny", FULL])
+def test_round_trip_through_a_dictionary_and_json(name: str) -> None:
+    run = RunConfig.preset(name)
+    assert RunConfig.from_dict(run.to_dict()) == run
+    assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+    changed = run.to_dict()
+    changed["train"]["steps"] += 1
+    assert RunConfig.from_dict(changed) != run
+    assert run == RunConfig.preset(name)  # to_dict gave a copy
+
+
+# Errors. Every message names field and value and says what would be right.
+
+WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
+    (ModelConfig, {"vocab_size": -5}, "model.vocab_size = -5", "greater than 0"),
+    (ModelConfig, {"vocab_size": "many"}, "model.vocab_size = 'many'", "valid integer"),
+    (ModelConfig, {"vocab_size": 1.0}, "model.vocab_size = 1.0", "valid integer"),
+    (ModelConfig, {"vocab_size": True}, "model.vocab_size = True", "valid integer"),
+    (ModelConfig, {"use_qkv_bias": 1}, "model.use_qkv_bias = 1", "valid boolean"),
+    (ModelConfig, {"hidden_act": "gelu"}, "model.hidden_act = 'gelu'", "'silu'"),
+    (ModelConfig, {"layer_norm_eps": 0.0}, "model.layer_norm_eps = 0.0", "greater than 0"),
+    (ModelConfig, {"rope_theta": float("inf")}, "model.rope_theta = inf", "finite"),
+    (ModelConfig, {"partial_rotary_factor": 1.5}, "model.partial_rotary_factor = 1.5", "less than or equal to 1"),
+    (ModelConfig, {"partial_rotary_factor": float("nan")}, "model.partial_rotary_factor = nan", "less than or equal to 1"),
+    (ModelConfig, {"partial_rotary_factor": 0.27}, "model.partial_rotary_factor = 0.27", "even"),
+    (ModelConfig, {"hidden_size": 2050}, "model.hidden_size = 2050", "nearest is 2048"),
+    (ModelConfig, {"num_key_value_heads": 5}, "model.num_key_value_heads = 5", "divide num_attention_heads = 32"),
+    (ModelConfig, {"vocab_size": 1000}, "model.bos_token_id = 100257", "below vocab_size = 1000"),
+    (ModelConfig, {"eos_token_id": 100_352}, "model.eos_token_id = 100352", "below vocab_size = 100352"),
+    (ModelConfig, {"hiden_size": 64}, "model.hiden_size = 64", "did you mean 'hidden_size'"),
+    (ModelConfig, {"zzz": 64}, "model.zzz = 64", "known are bos_token_id, "),
+    (ScheduleConfig, {"kind": "linear"}, "schedule.kind = 'linear'", "'hybrid', 'cosine'"),
+    (ScheduleConfig, {"peak_rate": -1e-3}, "schedule.peak_rate = -0.001", "greater than 0"),
+    (ScheduleConfig, {"min_rate": 2e-3}, "schedule.min_rate = 0.002", "below peak_rate = 0.001"),
+    (ScheduleConfig, {"min_rate": float("nan")}, "schedule.min_rate = nan", "greater than or equal to 0"),
+    (ScheduleConfig, {"cooldown_start": 10}, "schedule.cooldown_start = 10, cooldown_steps = None", "both or neither"),
+    (ScheduleConfig, {"kind": "wsd"}, "schedule.kind = 'wsd'", "needs cooldown_start"),
+    (ScheduleConfig, {"kind": "inverse_sqrt", "warmup_steps": 0}, "schedule.warmup_steps = 0", "at least 1"),
+    (OptimizerConfig, {"beta1": 1.0}, "optimizer.beta1 = 1.0", "less than 1"),
+    (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay = -0.1", "greater than or equal to 0"),
+    (OptimizerConfig, {"weight_decay": float("inf")}, "optimizer.weight_decay = inf", "finite"),
+    (OptimizerConfig, {"clip_norm": 0.0}, "optimizer.clip_norm = 0.0", "greater than 0"),
+    (DataConfig, {"seq_len": 0}, "data.seq_len = 0", "greater than 0"),
+    (DataConfig, {"validation_percent": 100}, "data.validation_percent = 100", "less than 100"),
+    (DataConfig, {"tokenizer": 3}, "data.tokenizer = 3", "valid string"),
+    (DataConfig, {"sources": 3}, "data.sources = 3", "dictionary"),
+    (SourceConfig, {"weight": 0.5}, "source.weight = 0.5", "valid integer"),
+    (SourceConfig, {"languages": "en"}, "source.languages = 'en'", "should be a list"),
+    (TrainConfig, {"steps": "10"}, "train.steps = '10'", "valid integer"),
+    (TrainConfig, {"device": "tpu"}, "train.device = 'tpu'", "'auto', 'cpu' or 'cuda'"),
+    (TrainConfig, {"prompts": "once"}, "train.prompts = 'once'", "should be a list"),
+    (RunConfig, {"model": 3}, "run.model = 3", "ModelConfig"),
+    (RunConfig, {"data": DataConfig(seq_len=8192)}, "data.seq_len = 8192", "max_position_embeddings = 4096"),
+    (RunConfig, {"train": TrainConfig(global_batch_tokens=20_000)}, "train.global_batch_tokens = 20000", "the nearest is 16384"),
+    (RunConfig, {"train": TrainConfig(global_batch_tokens=100)}, "train.global_batch_tokens = 100", "the nearest is 8192"),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "place", "remedy"), WRONG_VALUES, ids=[case[2] for case in WRONG_VALUES])
+def test_wrong_values(section: Callable[..., Any], values: dict[str, Any], place: str, remedy: str) -> None:
+    message = complaint(lambda: section(**values))
+    assert message.startswith(f"{place}: ")
+    assert remedy in message.removeprefix(place)
+
+
+WRONG_TABLES: list[tuple[dict[str, Any], str, str]] = [
+    ({"modle": {}}, "[modle]", "did you mean 'model'"),
+    ({"train": 3}, "train = 3", "must be a table"),
+    ({"train": {"step": 3}}, "train.step = 3", "did you mean 'steps'"),
+    ({"data": {"sources": {"web": 3}}}, "data.sources.web = 3", "must be a table"),
+    ({"data": {"sources": {"web": {"wieght": 3}}}}, "data.sources.web.wieght = 3", "did you mean 'weight'"),
+    ({"data": {"sources": {"web": {"weight": -3}}}}, "data.sources.web.weight = -3", "greater than 0"),
+    ({"data": {"sources": {"web": {"languages": "de"}}}}, "data.sources.web.languages = 'de'", "should be a list"),
+]
+
+
+@pytest.mark.parametrize(("tables", "place", "remedy"), WRONG_TABLES, ids=[case[1] for case in WRONG_TABLES])
+def test_wrong_tables(tables: dict[str, Any], place: str, remedy: str) -> None:
+    message = complaint(lambda: RunConfig.from_dict(tables))
+    assert message.startswith(f"{place}: ")
+    assert remedy in message
+
+
+def test_unknown_preset_names_the_known_ones() -> None:
+    for call in (lambda: RunConfig.preset("tony"), lambda: ModelConfig.preset("tony"), lambda: RunConfig.load("tony")):
+        message = complaint(call)
+        assert message.startswith("preset = 'tony'")
+        assert "stablelm-2-1_6b, tiny" in message
+
+
+def test_a_preset_is_no_way_out_of_its_folder() -> None:
+    assert "unknown" in complaint(lambda: RunConfig.preset("../presets/tiny"))
+
+
+def test_errors_are_value_errors_that_a_user_can_mend() -> None:
+    assert issubclass(ConfigError, UserError)
+    assert issubclass(UserError, ValueError)
+    assert str(MissingExtraError("datasets", "hf", "reading x")) == (
+        "reading x needs the package 'datasets': pip install 'slm2-minimal[hf]'"
+    )
+
+
+# TOML files
+
+
+def test_a_file_with_one_table_has_defaults_for_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[train]\nsteps = 7\nprompts = ['a', 'b']\n[data.sources]\nweb = { weight = 3, languages = ['en'] }\n")
+    run = RunConfig.load(path)
+    assert run.train == TrainConfig(steps=7, prompts=("a", "b"))
+    assert run.data.sources == {"web": SourceConfig(weight=3, languages=("en",))}
+    assert (run.model, run.schedule, run.optimizer) == (ModelConfig(), ScheduleConfig(), OptimizerConfig())
+    assert RunConfig.load(str(path)) == run
+
+
+def test_whole_numbers_may_stand_for_floats_but_not_the_other_way(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[model]\nrope_theta = 500000\n")
+    assert RunConfig.load(path).model.rope_theta == 500_000.0
+    path.write_text("[model]\nhidden_size = 2048.0\n")
+    assert "model.hidden_size = 2048.0" in complaint(lambda: RunConfig.load(path))
+
+
+@pytest.mark.parametrize("content", [b"[train\nsteps = 1", b"steps = = 3", b"[train]\nsteps = 1\nsteps = 2", b"\xff\xfe[train]"])
+def test_broken_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    message = complaint(lambda: RunConfig.load(path))
+    assert message.startswith(f"config = {str(path)!r}: not valid TOML (")
+    assert complaint(lambda: read_toml(path)) == message
+
+
+def test_missing_toml(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere.toml"
+    assert complaint(lambda: RunConfig.load(path)).startswith(f"config = {str(path)!r}: No such file")
+    path.mkdir()
+    assert complaint(lambda: RunConfig.load(path)).startswith(f"config = {str(path)!r}: Is a directory")
+
+
+# Overrides
+
+
+def test_parse_overrides() -> None:
+    arguments = [
+        "--train.steps", "10", "--model.use_qkv_bias=false", "--schedule.peak_rate", "1e-4", "--train.output_dir", "runs/a b",
+        "--train.prompts", '["x", "y = 1"]', "--data.tokenizer='tiny'", "--data.sources.web.path=a=b", "--data.seed", "-1",
+    ]  # fmt: skip
+    assert parse_overrides(arguments) == {
+        "train.steps": 10,
+        "model.use_qkv_bias": False,
+        "schedule.peak_rate": 1e-4,
+        "train.output_dir": "runs/a b",
+        "train.prompts": ["x", "y = 1"],
+        "data.tokenizer": "tiny",
+        "data.sources.web.path": "a=b",
+        "data.seed": -1,
+    }
+    assert parse_overrides([]) == {}
+    assert parse_overrides(["--train.steps=1", "--train.steps", "2"]) == {"train.steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["--train.steps"], "train.steps: missing"),
+        (["train.steps=3"], "argument = 'train.steps'"),
+        (["--steps", "3"], "argument = '--steps'"),
+        (["--train.steps", "3", "4"], "argument = '4'"),
+    ],
+)
+def test_wrong_overrides(arguments: list[str], place: str) -> None:
+    assert complaint(lambda: parse_overrides(arguments)).startswith(place)
+
+
+@given(st.dictionaries(st.sampled_from(["train.steps", "train.seed", "data.seed"]), st.integers(1, 2**40)))
+def test_overrides_lie_over_a_preset_and_leave_the_rest(overrides: dict[str, int]) -> None:
+    words = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
+    run = RunConfig.load("tiny", parse_overrides(words))
+    expected = RunConfig.preset("tiny").to_dict()
+    for key, value in overrides.items():
+        section, field = key.split(".")
+        expected[section][field] = value
+    assert run.to_dict() == expected
+
+
+def test_an_override_adds_a_source() -> None:
+    run = RunConfig.load("tiny", {"data.sources.web.path": "texts", "data.sources.web.weight": 5})
+    assert run.data.sources["web"] == SourceConfig(path="texts", weight=5)
+    assert len(run.data.sources) == 10
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("train.stepz", 3, "train.stepz = 3"),
+        ("trian.steps", 3, "[trian]"),
+        ("train.steps", "ten", "train.steps = 'ten'"),
+        ("train.steps.x", 3, "train.steps.x = 3"),
+        ("data.sources.web.path", 3, "data.sources.web.path = 3"),
+        ("data.seq_len", 1024, "data.seq_len = 1024"),
+        ("train.micro_batch_size", 3, "train.global_batch_tokens = 4096"),
+    ],
+)
+def test_overrides_that_cannot_be(key: str, value: Any, place: str) -> None:
+    assert complaint(lambda: RunConfig.load("tiny", {key: value})).startswith(place)

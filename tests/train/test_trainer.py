@@ -1,0 +1,234 @@
+"""The loop as a user meets it: learns, resumes bitwise, refuses what does not fit, stops before a bad update, keeps the best."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import StableLmForCausalLM
+
+from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
+from slm2_minimal.train import checkpoint
+from slm2_minimal.train.schedule import learning_rate
+from slm2_minimal.train.trainer import Trainer, TrainingError
+
+Make = Callable[..., RunConfig]
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_bitwise(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def losses(config: RunConfig) -> dict[int, float]:
+    lines = (Path(config.train.output_dir) / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
+
+
+def final_files(config: RunConfig) -> dict[str, torch.Tensor]:
+    folder = Path(config.train.output_dir) / f"step-{config.train.steps:08d}"
+    tensors = load_file(folder / "model.safetensors") | load_file(folder / checkpoint.OPTIMIZER)
+    return {name: tensor.clone() for name, tensor in tensors.items()}  # not a view of a file that a test may alter
+
+
+def test_a_run_learns_logs_samples_and_keeps_the_best(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_run()
+    trainer = Trainer(config)
+    trainer.run()
+    run, out = Path(config.train.output_dir), capsys.readouterr().out
+    curve = losses(config)
+    assert list(curve) == [5, 10, 15, 20]
+    assert curve[20] < curve[5] - 0.3
+    assert "20/20 | loss" in out
+    assert out.count("sample | 12 + 7 =") == 2  # before and after
+    best = json.loads((run / "best.json").read_text())
+    assert set(best["losses"]) == {"en", "math"}
+    assert (run / f"step-{best['step']:08d}" / "model.safetensors").exists()
+    assert "unigram" in out
+    assert list((run / "tensorboard").iterdir())
+    StableLmForCausalLM.from_pretrained(run / "step-00000020")  # a checkpoint is a Hugging Face folder
+
+
+def test_rate_of_the_optimizer_is_the_schedules(small_run: Make) -> None:
+    trainer = Trainer(small_run())
+    for step in range(5):
+        values = trainer.train_step()
+        expected = learning_rate(step, trainer.config.schedule)
+        assert values["rate"] == expected
+        assert all(group["lr"] == expected for group in trainer.optimizer.param_groups)
+
+
+def test_resume_is_bitwise(small_run: Make) -> None:
+    whole = small_run("whole", **{"train.micro_batch_size": 2})
+    Trainer(whole).run()
+    parts = small_run("parts", **{"train.micro_batch_size": 2})
+    Trainer(small_run("parts", **{"train.micro_batch_size": 2, "train.steps": 10})).run()
+    second = Trainer(parts)
+    second.run()
+    assert_bitwise(final_files(whole), final_files(parts))
+    assert losses(whole) == losses(parts)
+
+
+def test_finished_run_is_not_trained_again(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_run()
+    Trainer(config).run()
+    before = final_files(config)
+    capsys.readouterr()
+    Trainer(config).run()
+    assert "going on after step 20" in capsys.readouterr().out
+    assert_bitwise(before, final_files(config))
+
+
+def test_cooldown_branches_from_any_step(small_run: Make) -> None:
+    trunk = small_run("trunk", **{"schedule.cooldown_start": None, "schedule.cooldown_steps": None})
+    Trainer(trunk).run()
+    branch = small_run(
+        "branch",
+        **{"train.start_from": str(Path(trunk.train.output_dir) / "step-00000010"), "schedule.cooldown_start": 10,
+           "schedule.cooldown_steps": 4, "train.steps": 14},
+    )  # fmt: skip
+    trainer = Trainer(branch)
+    trainer.run()
+    straight = Trainer(small_run("straight", **{"schedule.cooldown_start": 10, "schedule.cooldown_steps": 4, "train.steps": 14}))
+    straight.run()
+    assert_bitwise(final_files(branch), final_files(straight.config))
+
+
+def test_another_config_or_other_data_is_refused(small_run: Make) -> None:
+    Trainer(small_run(**{"train.steps": 10})).run()
+    with pytest.raises(CheckpointError, match=r"optimizer\.weight_decay = 0\.2.*has 0\.1"):
+        Trainer(small_run(**{"optimizer.weight_decay": 0.2})).run()
+    with pytest.raises(CheckpointError, match=r"model\.num_hidden_layers = 2"):
+        Trainer(small_run(**{"model.num_hidden_layers": 2})).run()
+    start = str(Path(small_run().train.output_dir) / "step-00000010")
+    with pytest.raises(CheckpointError, match="not the data"):
+        Trainer(small_run("other", **{"train.start_from": start, "data.seed": 7})).run()
+    with pytest.raises(CheckpointError, match=r"model\.hidden_size = 64"):
+        Trainer(small_run("wide", **{"train.start_from": start, "model.hidden_size": 64})).run()
+    with pytest.raises(CheckpointError, match="No such file"):
+        Trainer(small_run("none", **{"train.start_from": start + "x"})).run()
+
+
+def test_damaged_checkpoint_is_passed_over(small_run: Make) -> None:
+    config = small_run()
+    Trainer(config).run()
+    expected = final_files(config)
+    newest = Path(config.train.output_dir) / "step-00000020" / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-3] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"model\.safetensors is missing or altered.*trying the one before"):
+        Trainer(config).run()
+    assert_bitwise(expected, final_files(config))
+    for folder in checkpoint.steps(Path(config.train.output_dir)):
+        (folder / checkpoint.OPTIMIZER).unlink()
+    with pytest.warns(UserWarning, match="missing or altered"), pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        Trainer(config).run()
+
+
+def test_half_written_checkpoint_is_not_seen(small_run: Make) -> None:
+    config = small_run(**{"train.steps": 10})
+    Trainer(config).run()
+    run = Path(config.train.output_dir)
+    part = run / ".step-00000015.part"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"half")
+    assert [folder.name for folder in checkpoint.steps(run)] == ["step-00000010"]
+    Trainer(small_run()).run()
+
+
+def test_not_finite_stops_before_the_update(small_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_run()
+    trainer = Trainer(config)
+    for _ in range(3):
+        trainer.train_step()
+    trainer._save()
+    before = weights(trainer)
+    with torch.no_grad():
+        real = trainer.model.model.embed_tokens.weight[5, 0].clone()
+    hook = trainer.model.model.norm.register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(TrainingError, match=r"loss = nan.*at step 3.*nothing was updated"):
+        trainer.train_step()
+    hook.remove()
+    assert_bitwise(before, weights(trainer))
+    assert trainer.step == 3
+    assert torch.equal(trainer.model.model.embed_tokens.weight[5, 0], real)
+    checkpoint.read_state(Path(config.train.output_dir) / "step-00000003")  # intact
+    assert trainer.train_step()["loss"] > 0  # and the run can go on
+
+
+def test_retention_keeps_the_newest_and_the_best(small_run: Make) -> None:
+    config = small_run(**{"train.save_every": 2, "train.validate_every": 4, "train.keep_checkpoints": 2})
+    Trainer(config).run()
+    run = Path(config.train.output_dir)
+    best = json.loads((run / "best.json").read_text())["step"]
+    kept = {int(folder.name[-8:]) for folder in checkpoint.steps(run)}
+    assert {18, 20} <= kept <= {18, 20, best}
+    assert best in kept
+
+
+def test_vocabulary_mismatch(small_run: Make) -> None:
+    with pytest.raises(ConfigError, match=r"model\.vocab_size = 512.*has 1024 ids"):
+        Trainer(small_run(**{"model.vocab_size": 512}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_same_command_goes_on(small_run: Make, number: signal.Signals, tmp_path: Path) -> None:
+    whole = small_run("whole", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
+    Trainer(whole).run()
+    config = small_run("stopped", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
+    code = (
+        "import json, sys\nfrom slm2_minimal.config import RunConfig\nfrom slm2_minimal.train.trainer import Trainer\n"
+        "Trainer(RunConfig.from_dict(json.loads(sys.argv[1]))).run()"
+    )
+    command = [sys.executable, "-c", code, json.dumps(config.to_dict())]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step"):
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "the same command goes on from there" in out
+    stopped_at = checkpoint.steps(Path(config.train.output_dir))[-1]
+    assert 0 < int(stopped_at.name[-8:]) < 60
+    Trainer(config).run()
+    assert_bitwise(final_files(whole), final_files(config))
+
+
+def test_killed_inside_a_checkpoint_write(small_run: Make) -> None:
+    """SIGKILL at a moment of its own choosing: what is found is complete, and the end is the unbroken run's."""
+    changes = {"train.steps": 40, "train.save_every": 1, "train.validate_every": 1000, "train.keep_checkpoints": 3}
+    whole, config = small_run("whole", **changes), small_run("killed", **changes)
+    Trainer(whole).run()
+    code = (
+        "import json, sys\nfrom slm2_minimal.config import RunConfig\nfrom slm2_minimal.train.trainer import Trainer\n"
+        "Trainer(RunConfig.from_dict(json.loads(sys.argv[1]))).run()"
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(config.to_dict())], stdout=subprocess.DEVNULL, env=environment)
+    run = Path(config.train.output_dir)
+    deadline = time.monotonic() + 60
+    while len(checkpoint.steps(run)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    for folder in checkpoint.steps(run):
+        checkpoint.read_state(folder)
+    Trainer(config).run()
+    assert_bitwise(final_files(whole), final_files(config))
