@@ -1,6 +1,6 @@
 """Execute the chapters and store them in one form, so that a change in the book is a change in what it says.
 
-    python book/notebooks.py run [FILE ...]      execute, normalise, store; a chapter that fails is left as it was
+    python book/notebooks.py run [FILE ...]      format, execute, normalise, store; a chapter that fails is left as it was
     python book/notebooks.py check [FILE ...]    exit 1 where a stored chapter is not in normal form
 
 Without files, all chapters beside this script are meant. Outputs and execution counts are kept: they are what the site shows and what
@@ -8,12 +8,16 @@ Without files, all chapters beside this script are meant. Outputs and execution 
 """
 
 import argparse
+import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import nbformat
 
 BOOK = Path(__file__).resolve().parent
 
@@ -77,11 +81,11 @@ def execute(notebook: Any, name: str, directory: Path = BOOK) -> None:
 
 
 def _what_failed(error: Exception) -> str:
-    """`, line 3 "assert a == b": AssertionError`, as far as it is known."""
+    """`, line 3 (assert a == b): AssertionError`, as far as it is known."""
     kind = getattr(error, "ename", type(error).__name__)
     message = str(getattr(error, "evalue", error)).strip().split("\n")[0]
     at = re.search(r"^-+>\s*(\d+)\s(.*)$", _plain(str(getattr(error, "traceback", ""))), re.MULTILINE)
-    place = f', line {at[1]} "{at[2].strip()}"' if at else ""
+    place = f", line {at[1]} ({at[2].strip()})" if at else ""
     return f"{place}: {kind}" + (f": {message}" if message else "")
 
 
@@ -113,25 +117,26 @@ def _without_live_widget(output: Any) -> Any:
 
 
 def read(path: Path) -> Any:
-    import nbformat
-
     return nbformat.read(path, as_version=4)
 
 
 def dumps(notebook: Any) -> str:
     """A notebook as it is stored. Raises nbformat's ValidationError where it is not a valid one."""
-    import json
-
-    import nbformat
-
     nbformat.validate(notebook)
     split = nbformat.v4.rwbase.split_lines(nbformat.from_dict(notebook))
     return json.dumps(split, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def formatted(notebook: Any, path: Path) -> Any:
+    """The notebook with its code laid out by the project's formatter; code that does not parse stays as it is and fails when it runs."""
+    command = [sys.executable, "-m", "ruff", "format", "--quiet", "--stdin-filename", str(path.resolve()), "-"]
+    done = subprocess.run(command, input=nbformat.writes(notebook), capture_output=True, text=True, check=False)
+    return notebook if done.returncode else nbformat.reads(done.stdout, as_version=4)
+
+
 def run(path: Path) -> float:
-    """Execute and store one chapter; the seconds that took. Raises ChapterError and leaves the file alone where a cell fails."""
-    notebook = read(path)
+    """Format, execute and store one chapter; the seconds that took. Raises ChapterError and leaves the file alone where a cell fails."""
+    notebook = formatted(read(path), path)
     began = time.perf_counter()
     execute(notebook, path.name, path.resolve().parent)
     seconds = time.perf_counter() - began
@@ -170,7 +175,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{path.name:30} {run(path):7.1f} s", flush=True)
         except ChapterError as error:
             failed += 1
-            print(error.details if options.traceback else "", error, sep="\n" if options.traceback else "", file=sys.stderr)
+            if options.traceback:
+                print(error.details, file=sys.stderr)
+            print(error, file=sys.stderr)
     return 1 if failed else 0
 
 

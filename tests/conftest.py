@@ -41,6 +41,6 @@ def tiny() -> SentencePieceTokenizer:
 
 
 @pytest.fixture(scope="session", params=["arcade100k", "tiny"])
-def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest, arcade: Arcade100k, tiny: SentencePieceTokenizer) -> Tokenizer:
     """A test that asks for this runs with each tokenizer."""
-    return load_tokenizer(request.param)
+    return arcade if request.param == "arcade100k" else tiny

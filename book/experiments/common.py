@@ -1,5 +1,6 @@
 """The small model that the recorded experiments train, and how they train it."""
 
+import functools
 import time
 from collections.abc import Collection
 from typing import Any
@@ -7,8 +8,11 @@ from typing import Any
 import torch
 
 from slm2_minimal.config import RunConfig
+from slm2_minimal.data.assemble import assemble
+from slm2_minimal.text.corpus import LANGUAGES
+from slm2_minimal.text.tokenizer import load_tokenizer
 from slm2_minimal.train.trainer import Trainer
-from slm2_minimal.train.validation import validation_losses
+from slm2_minimal.train.validation import ValidationSet, validation_losses
 
 # 1.1M parameters: a quarter of a minute per hundred steps on one core.
 TOY: dict[str, Any] = {
@@ -22,6 +26,17 @@ TOY: dict[str, Any] = {
     "train.device": "cpu",
     "train.dtype": "float32",
 }
+
+
+@functools.cache
+def validation_sets() -> dict[str, ValidationSet]:
+    """The held-out texts of all seven languages, the same for every run, whatever it trains on."""
+    config = RunConfig.preset("tiny")
+    data = assemble(config.data, load_tokenizer(config.data.tokenizer))
+    return {
+        name: ValidationSet.build(data.held_out[name], data.training[name], config.model.vocab_size, config.data.seq_len, rows=16)
+        for name in LANGUAGES
+    }
 
 
 def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dict[str, Any]:
@@ -38,7 +53,7 @@ def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dic
         rates.append(float(f"{values['rate']:.4g}"))
         losses.append(round(values["loss"], 4))
         if step in validate_at:
-            found = validation_losses(trainer.model, trainer.sets, torch.device("cpu"))
+            found = validation_losses(trainer.model, validation_sets(), torch.device("cpu"))
             validation[step] = {name: round(loss, 4) for name, loss in found.items()}
     print(f"  {changes}: {time.perf_counter() - started:.0f} s, loss {losses[-1]:.3f}", flush=True)
     return {"rates": rates, "losses": losses, "validation": validation}

@@ -12,7 +12,7 @@ from torch import Tensor
 def rotary_angles(positions: Int[Tensor, "*B T"], rotary_dim: int, theta: float) -> Float[Tensor, "*B T half"]:
     """The angle in radians of each position and pair: position * theta^(-2i / rotary_dim), i = 0 .. rotary_dim/2 - 1.
 
-    Computed in fp32 whatever the model's dtype: at position 4,095 a bf16 angle would be off by up to 8 radians.
+    Computed in fp32 whatever the model's dtype: within 4,096 positions a bf16 angle would be off by up to 8 radians.
     """
     pairs = torch.arange(0, rotary_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** (-pairs / rotary_dim)

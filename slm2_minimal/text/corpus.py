@@ -149,8 +149,9 @@ def _records(path: Path) -> Iterator[Document]:
 
 def _hub(name: str) -> Iterator[Document]:
     repository, _, configuration = name.partition(":")
+    library = _datasets(name)
     try:
-        dataset = _datasets(name).load_dataset(repository, configuration or None, split="train", streaming=True)
+        dataset = library.load_dataset(repository, configuration or None, split="train", streaming=True)
     except (OSError, ValueError, RuntimeError) as error:  # not found, gated, offline, script-based
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

@@ -47,12 +47,21 @@ def test_run_executes_beside_the_file_in_the_fixed_environment(tmp_path: Path, c
 
 
 def test_a_failing_cell_is_named_in_one_line_and_the_file_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = store(tmp_path / "bad.ipynb", new_markdown_cell("# T"), code("x = 1\nassert x == 2, 'x is not two'"))
+    path = store(tmp_path / "bad.ipynb", new_markdown_cell("# T"), code("x = 1\nassert x == 2, 'not two'"))
     before = path.read_bytes()
     assert notebooks.main(["run", str(path)]) == 1
-    assert capsys.readouterr().err == "bad.ipynb, cell 2, line 2 \"assert x == 2, 'x is not two'\": AssertionError: x is not two\n"
+    assert capsys.readouterr().err == 'bad.ipynb, cell 2, line 2 (assert x == 2, "not two"): AssertionError: not two\n'
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_run_formats_and_code_that_does_not_parse_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = store(tmp_path / "n.ipynb", code("x = {  'a':1}"))
+    assert notebooks.main(["run", str(path)]) == 0
+    assert notebooks.read(path).cells[0].source == 'x = {"a": 1}'
+    path = store(tmp_path / "n.ipynb", code("x = ("))
+    assert notebooks.main(["run", str(path)]) == 1
+    assert re.match(r"n\.ipynb, cell 1.*: SyntaxError", capsys.readouterr().err)
 
 
 def test_a_dead_kernel_is_named_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,314 @@
+"""The command line as a user meets it: exit codes, one line on stderr, help, and a run from training to text."""
+
+import json
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slm2_minimal.cli import main
+from slm2_minimal.config import RunConfig
+from slm2_minimal.text.tokenizer import SentencePieceTokenizer
+from slm2_minimal.train.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+[model]
+vocab_size = 1024
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+max_position_embeddings = 64
+bos_token_id = 0
+eos_token_id = 0
+
+[schedule]
+kind = "constant"
+warmup_steps = 0
+
+[data]
+tokenizer = "tiny"
+seq_len = 32
+validation_percent = 20
+[data.sources]
+letters = { path = "SOURCE" }
+
+[train]
+steps = 2
+global_batch_tokens = 256
+micro_batch_size = 4
+device = "cpu"
+dtype = "float32"
+log_every = 1
+output_dir = "OUTPUT"
+prompts = ["Dear"]
+sample_tokens = 4
+"""
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def write_config(folder: Path) -> Path:
+    """A run of two steps on forty letters, everything under `folder`."""
+    records = [{"id": f"letter-{i}", "language": "en", "text": f"Dear friend {i}, it rained all week."} for i in range(40)]
+    (folder / "letters.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    path = folder / "small.toml"
+    path.write_text(CONFIG.replace("SOURCE", str(folder / "letters.jsonl")).replace("OUTPUT", str(folder / "run")))
+    return path
+
+
+@pytest.fixture
+def slm2(capfd: pytest.CaptureFixture[str]) -> Run:
+    """`slm2(*words)` -> (exit code, stdout, stderr), in this process. File descriptors are read, so that no library goes unheard."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse ends --help and wrong arguments itself
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The TOML file of a run that has been made."""
+    path = write_config(tmp_path_factory.mktemp("cli"))
+    Trainer(RunConfig.load(path)).run()
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(config: Path) -> Path:
+    return config.parent / "run"
+
+
+def says(result: tuple[int, str, str], code: int, *parts: str) -> None:
+    """The command ended with `code` and one line on stderr, which holds `parts`."""
+    assert result[0] == code, result
+    assert result[2].endswith("\n")
+    assert result[2].count("\n") == 1, result[2]
+    assert result[2].startswith("slm2: ")
+    for part in parts:
+        assert part in result[2]
+
+
+# Help
+
+
+def test_help(slm2: Run) -> None:
+    code, out, err = slm2("--help")
+    assert (code, err) == (0, "")
+    for command in ("train", "generate", "doctor"):
+        assert command in out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["CONFIG", "stablelm-2-1_6b, tiny", "--section.field VALUE", "--model.hidden_size 256", "--train.steps 600"]),
+        ("generate", ["--prompt", "--tokenizer", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--device"]),
+        ("doctor", ["usage: slm2 doctor"]),
+    ],
+)
+def test_help_of_a_command(slm2: Run, command: str, words: list[str]) -> None:
+    code, out, err = slm2(command, "--help")
+    assert (code, err) == (0, "")
+    for word in words:
+        assert word in out
+
+
+def test_the_keys_in_the_help_are_all_keys(slm2: Run) -> None:
+    out = slm2("train", "--help")[1]
+    keys = {line.split()[0] for line in out.splitlines() if line.startswith("  --") and "." in line.split()[0]}
+    assert keys == {f"--{section}.{field}" for section, table in RunConfig.preset("tiny").to_dict().items() for field in table}
+
+
+# Wrong words: exit code 2, one line
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ["COMMAND", "see slm2 --help"]),
+        (["fly"], ["'fly'", "train"]),
+        (["train"], ["CONFIG", "see slm2 train --help"]),
+        (["train", "tony"], ["preset = 'tony'", "choose one of stablelm-2-1_6b, tiny"]),
+        (["train", "nowhere.toml"], ["config = 'nowhere.toml': No such file"]),
+        (["train", "tiny", "--train.stepz", "3"], ["train.stepz = 3: unknown key; did you mean 'steps'?"]),
+        (["train", "tiny", "--train.steps", "ten"], ["train.steps = 'ten'", "valid integer"]),
+        (["train", "tiny", "--train.steps"], ["train.steps: missing"]),
+        (["train", "tiny", "--train.steps", "-1"], ["train.steps = -1", "greater than 0"]),
+        (["train", "tiny", "--steps", "3"], ["argument = '--steps'", "--section.field value"]),
+        (["train", "tiny", "extra"], ["argument = 'extra'"]),
+        (["train", "tiny", "--data.tokenizer", "gpt2"], ["tokenizer = 'gpt2': unknown"]),
+        (["train", "tiny", "--data.sources.web.path", "nowhere.txt"], ["path = 'nowhere.txt': no such file"]),
+        (["train", "tiny", "--data.tokenizer", "arcade100k"], ["model.vocab_size = 1024", "100289 ids"]),
+        (["train", "stablelm-2-1_6b"], ["data.sources = {}: nothing to read"]),
+        (["generate"], ["model", "see slm2 generate --help"]),
+        (["generate", "x", "--top-k", "few"], ["--top-k", "'few'"]),
+        (["generate", "x", "--device", "tpu"], ["--device", "'tpu'"]),
+        (["generate", "x", "--tempreature", "1"], ["argument = '--tempreature'", "slm2 generate --help"]),
+        (["generate", "x", "--temp", "1"], ["argument = '--temp'"]),
+        (["generate", "/nowhere/at/all"], ["'/nowhere/at/all': no such folder"]),
+        (["generate", "owner/name", "--tokenizer", "tiny"], ["path = 'owner/name': neither a local folder nor to be had from the Hub ("]),
+        (["generate", "/nowhere/at/all", "--tokenizer", "gpt2"], ["tokenizer = 'gpt2': unknown"]),
+        (["doctor", "--fast"], ["argument = '--fast'"]),
+    ],
+    ids=" ".join,
+)
+def test_wrong_words(slm2: Run, words: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = slm2(*words)
+    says(result, 2, *parts)
+    assert result[1] == ""
+    assert list(tmp_path.iterdir()) == []  # nothing is written before everything is known to be right
+
+
+# From training to text
+
+
+def test_train_and_go_on(slm2: Run, tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    code, out, err = slm2("train", path)
+    assert (code, err) == (0, "")
+    assert "step 2/2" in out
+    assert "going on" not in out
+    assert "best checkpoint: step 2" in out
+    code, out, _ = slm2("train", path, "--train.steps", "3")
+    assert code == 0
+    assert "going on after step 2" in out
+    assert "step 3/3" in out
+    assert sorted(p.name for p in (tmp_path / "run").glob("step-*")) == ["step-00000002", "step-00000003"]
+    says(slm2("train", path, "--data.seed", "5"), 2, "data.seed = 5", "has 1234", "--train.output_dir")
+
+
+@pytest.mark.parametrize(("steps", "code"), [("1", 0), ("0", 2)])
+def test_train_as_a_module(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, code: int) -> None:
+    """`python -m slm2_minimal.train CONFIG ...`, the form that launchers want."""
+    words = ["python", str(config), f"--train.steps={steps}", "--train.output_dir", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("slm2_minimal.train", run_name="__main__", alter_sys=True)
+    assert stop.value.code == code
+    assert (tmp_path / "run" / "step-00000001" / "model.safetensors").exists() == (code == 0)
+
+
+def test_the_installed_command_and_its_exit_code() -> None:
+    slm2 = Path(sys.executable).parent / "slm2"
+    done = subprocess.run([slm2, "train", "tony"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("slm2: preset = 'tony'")
+    assert done.stderr.count("\n") == 1
+
+
+def test_generate(slm2: Run, run_folder: Path) -> None:
+    words = ("generate", run_folder, "--prompt", "Dear friend", "--max-new-tokens", "12")
+    code, greedy, err = slm2(*words, "--temperature", "0")
+    assert (code, err) == (0, "")
+    assert greedy.startswith("Dear friend")
+    assert len(greedy) > len("Dear friend\n")
+    assert greedy.endswith("\n")
+    assert slm2(*words, "--temperature", "0")[1] == greedy
+    assert slm2(*words, "--top-k", "1")[1] == greedy
+    drawn = {seed: slm2(*words, "--temperature", "1", "--seed", seed)[1] for seed in (1, 2)}
+    assert slm2(*words, "--temperature", "1", "--seed", "1")[1] == drawn[1] != drawn[2]
+
+
+def test_generate_takes_a_checkpoint_and_a_folder_for_transformers(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
+    words = ("--prompt", "Dear", "--max-new-tokens", "8", "--temperature", "0")
+    expected = slm2("generate", run_folder, *words)[1]
+    (checkpoint,) = run_folder.glob("step-*")
+    assert slm2("generate", checkpoint, *words) == (0, expected, "")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    assert slm2("generate", tmp_path, "--tokenizer", "tiny", *words) == (0, expected, "")
+    says(slm2("generate", tmp_path, *words), 2, "tokenizer = 'arcade100k': has 100289 ids, the model 1024")
+
+
+def test_generate_without_a_prompt(slm2: Run, run_folder: Path) -> None:
+    code, out, err = slm2("generate", run_folder, "--max-new-tokens", "8", "--seed", "3")
+    assert (code, err) == (0, "")
+    assert out != "\n"
+
+
+def test_generate_stops_at_the_end_of_text(
+    slm2: Run, run_folder: Path, tiny: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a vocabulary whose end of text is the id that greedy decoding draws first, nothing follows the prompt."""
+    from slm2_minimal.inference import generate
+    from slm2_minimal.text.tokenizer import load_tokenizer
+
+    words = ("generate", run_folder, "--prompt", "Dear", "--temperature", "0", "--max-new-tokens", "8")
+    assert len(slm2(*words)[1]) > len("Dear\n")
+    first: list[int] = []
+    stream = generate.stream
+    monkeypatch.setattr(generate, "stream", lambda *a, **k: (first.append(int(ids[0])) or ids for ids in stream(*a, **k)))
+    slm2(*words)
+    stopping = load_tokenizer("tiny")
+    stopping.eos_token_id = first[0]
+    monkeypatch.setattr("slm2_minimal.text.tokenizer.load_tokenizer", lambda name: stopping)
+    assert slm2(*words)[1] == "Dear\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--max-new-tokens", "100"], ["max_new_tokens = 100", "context of 64", "ask for at most"]),
+        (["--temperature", "-1"], ["temperature = -1.0", "0 is greedy"]),
+        (["--top-p", "1.5"], ["top_p = 1.5"]),
+        (["--top-k", "0"], ["top_k = 0"]),
+        (["--tokenizer", "arcade100k"], ["tokenizer = 'arcade100k': has 100289 ids, the model 1024"]),
+        (["--tokenizer", "nowhere.model"], ["tokenizer = 'nowhere.model': No such file"]),
+    ],
+    ids=" ".join,
+)
+def test_generate_with_what_cannot_be(slm2: Run, run_folder: Path, words: list[str], parts: list[str]) -> None:
+    says(slm2("generate", run_folder, "--max-new-tokens", "8", *words), 2, *parts)
+
+
+def test_generate_from_a_damaged_run(slm2: Run, tmp_path: Path) -> None:
+    Trainer(RunConfig.load(write_config(tmp_path))).run()
+    weights = tmp_path / "run" / "step-00000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    says(slm2("generate", tmp_path / "run"), 2, "model.safetensors is missing or altered")
+    says(slm2("generate", tmp_path), 2, "config.json")
+
+
+def test_doctor(slm2: Run) -> None:
+    code, out, err = slm2("doctor")
+    assert (code, err) == (0, "")
+    for part in ("python 3.", "torch", "matrix product", "GFLOP/s", "memory copy", "extra hf", "arcade100k: 100,289 ids at hand", "disk: "):
+        assert part in out
+
+
+# Failures: exit code 1
+
+
+def test_a_run_that_blows_up(slm2: Run, tmp_path: Path) -> None:
+    result = slm2("train", write_config(tmp_path), "--schedule.peak_rate", "1e36", "--train.prompts", "[]", "--train.validate_every", "9")
+    says(result, 1, "TrainingError: loss = ", "not finite, nothing was updated")
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("out of memory"), OSError(28, "No space left on device")])
+def test_failures(slm2: Run, config: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    def fail(self: Trainer) -> None:
+        raise failure
+
+    monkeypatch.setattr(Trainer, "run", fail)
+    says(slm2("train", config), 1, f"{type(failure).__name__}: ", str(failure))
+
+
+def test_interrupted(slm2: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", interrupt)
+    assert slm2("train", config)[0] == 130

@@ -1,0 +1,449 @@
+"""The embedded corpus as it is promised, the held-out split, and one reader for files, folders and the Hub."""
+
+import gzip
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm2_minimal.config import DataError, MissingExtraError
+from slm2_minimal.text.corpus import LANGUAGES, Document, arithmetic, is_validation, load_corpus
+
+ALL = ("en", "de", "es", "fr", "it", "nl", "pt", "code", "math")
+PROSE_DOMAINS = {"stories", "explanations", "dialogues", "letters", "recipes", "history", "science"}
+
+
+@pytest.fixture(scope="module")
+def corpus() -> list[Document]:
+    return load_corpus()
+
+
+def of(corpus: list[Document], language: str) -> list[Document]:
+    return [document for document in corpus if document.language == language]
+
+
+# The embedded corpus
+
+
+def test_languages(corpus: list[Document]) -> None:
+    assert LANGUAGES == ALL[:7]
+    assert list(dict.fromkeys(document.language for document in corpus)) == list(ALL)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_size_of_a_language(corpus: list[Document], language: str) -> None:
+    documents = of(corpus, language)
+    assert len(documents) >= 100
+    assert sum(len(document.text.encode()) for document in documents) >= 60_000
+
+
+def test_size_of_code_and_math(corpus: list[Document]) -> None:
+    assert len(of(corpus, "code")) >= 40
+    assert len(of(corpus, "math")) == 100
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_translations_are_parallel(corpus: list[Document], language: str) -> None:
+    english, other = of(corpus, "en"), of(corpus, language)
+    assert [document.id for document in other] == [document.id for document in english]
+    assert [document.domain for document in other] == [document.domain for document in english]
+    paragraphs = [[len(document.text.split("\n\n")) for document in documents] for documents in (english, other)]
+    assert paragraphs[0] == paragraphs[1]
+
+
+@pytest.mark.parametrize("language", LANGUAGES[1:])
+def test_translations_are_translations(corpus: list[Document], language: str) -> None:
+    """Not the English text again, and about as long. Names and numbers are what three words in a row may have in common."""
+    for english, other in zip(of(corpus, "en"), of(corpus, language), strict=True):
+        common, own = shingles(english.text, 3) & shingles(other.text, 3), shingles(other.text, 3)
+        assert len(common) < 0.1 * len(own), other.id
+        assert 0.7 < len(other.text) / len(english.text) < 1.5, other.id
+
+
+def test_ids_and_domains(corpus: list[Document]) -> None:
+    keys = [(document.language, document.id) for document in corpus]
+    assert len(set(keys)) == len(keys)
+    for document in corpus:
+        expected = {"code": {"code"}, "math": {"arithmetic"}}.get(document.language, PROSE_DOMAINS)
+        assert document.domain in expected, document.id
+        assert document.id.rpartition("-")[0] == document.domain
+        assert document.title.strip() == document.title != ""
+    assert {document.domain for document in of(corpus, "en")} == PROSE_DOMAINS
+
+
+def test_text_is_clean_unicode(corpus: list[Document]) -> None:
+    for document in corpus:
+        where = f"{document.language} {document.id}"
+        for text in (document.text, document.title):
+            assert unicodedata.is_normalized("NFC", text), where
+            allowed = {"\n", "\t"} if document.language == "code" else {"\n"}
+            assert {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn")} <= allowed, where
+            assert "\ufffd" not in text, where
+        body = document.text.removesuffix("\n") if document.language == "code" else document.text
+        assert body == body.strip(), where
+        assert len(document.text) > 100, where
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_prose_is_paragraphs(corpus: list[Document], language: str) -> None:
+    """One paragraph a line, one empty line between two, no blanks at the ends, nothing twice."""
+    paragraphs = [paragraph for document in of(corpus, language) for paragraph in document.text.split("\n\n")]
+    assert [p for p in paragraphs if p != p.strip() or "\n" in p or "  " in p or not p] == []
+    long = [p for p in paragraphs if len(p) > 60]
+    assert len(set(long)) == len(long)
+
+
+def shingles(text: str, size: int = 5) -> set[tuple[str, ...]]:
+    """The word n-grams of a text."""
+    words = text.split()
+    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+
+
+@pytest.mark.parametrize("language", ALL)
+def test_no_near_duplicates(corpus: list[Document], language: str) -> None:
+    grams = [(document.id, shingles(document.text)) for document in of(corpus, language)]
+    alike = [
+        (a, b) for i, (a, first) in enumerate(grams) for b, second in grams[:i] if len(first & second) >= 0.3 * max(1, len(first | second))
+    ]
+    assert alike == []
+
+
+def test_the_duplicate_measure_finds_duplicates() -> None:
+    text = "one two three four five six seven eight nine ten"
+    assert shingles(text) & shingles("zero " + text) == shingles(text)
+    assert len(shingles(text)) == 6
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_language_uses_its_own_letters(corpus: list[Document], language: str) -> None:
+    """A rough guard against a file that holds another language: its commonest little words, and letters that it needs."""
+    words = {"en": "the", "de": "und", "es": "los", "fr": "les", "it": "che", "nl": "het", "pt": "não"}
+    letters = {"en": "w", "de": "ß", "es": "ñ", "fr": "ê", "it": "ù", "nl": "ij", "pt": "ã"}
+    text = " ".join(document.text for document in of(corpus, language))
+    counts = {other: len(re.findall(rf"\b{word}\b", text)) for other, word in words.items()}
+    assert max(counts, key=lambda key: counts[key]) == language
+    assert letters[language] in text
+
+
+# Arithmetic
+
+
+def test_arithmetic_is_right(corpus: list[Document]) -> None:
+    operations: dict[str, Callable[[int, int], int]] = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+    seen = set()
+    for document in of(corpus, "math"):
+        lines = document.text.split("\n")
+        assert len(lines) == 24
+        for line in lines:
+            match = re.fullmatch(r"(\d+) ([-+*/]) (\d+) = (-?\d+)", line)
+            assert match, line
+            a, b, result = int(match[1]), int(match[3]), int(match[4])
+            if match[2] == "/":
+                assert divmod(a, b) == (result, 0), line
+            else:
+                assert operations[match[2]](a, b) == result, line
+            seen.add(match[2])
+    assert seen == set("+-*/")
+
+
+def test_arithmetic_is_the_same_on_every_machine() -> None:
+    first, *_, last = arithmetic(100)
+    assert (first.id, first.language, first.domain, first.title) == ("arithmetic-001", "math", "arithmetic", "Numbers below 100")
+    assert (last.id, last.title) == ("arithmetic-100", "Numbers below 10,000")
+    assert first.text.split("\n")[:3] == ["2666 / 62 = 43", "2600 / 52 = 50", "78 - 2 = 76"]
+    assert list(arithmetic(100)) == list(arithmetic(100))
+    assert next(arithmetic(100, seed=1)).text != first.text
+
+
+# The held-out split
+
+
+@pytest.mark.parametrize(
+    ("document_id", "held_out_from"),
+    [("stories-001", 36), ("stories-002", 56), ("science-007", 67), ("code-001", 84), ("arithmetic-001", 4), ("arithmetic-042", 12),
+     ("café", 50), ("", 53)],
+)  # fmt: skip
+def test_is_validation_never_changes(document_id: str, held_out_from: int) -> None:
+    """The literal values make a change of the rule visible: it would move documents between training and validation of old runs."""
+    assert not is_validation(document_id, held_out_from - 1)
+    assert is_validation(document_id, held_out_from)
+
+
+@given(document_id=st.text(max_size=20), percent=st.integers(0, 99))
+def test_is_validation_grows_with_the_percentage(document_id: str, percent: int) -> None:
+    assert not is_validation(document_id, 0)
+    assert is_validation(document_id, 100)
+    assert is_validation(document_id, percent + 1) or not is_validation(document_id, percent)
+
+
+def test_is_validation_takes_its_share() -> None:
+    share = sum(is_validation(f"document-{i}", 10) for i in range(20_000)) / 20_000
+    assert abs(share - 0.1) < 0.01  # 5 sigma = 0.0106
+
+
+def test_every_part_has_something_held_out(corpus: list[Document]) -> None:
+    for language in ALL:
+        held_out = [document for document in of(corpus, language) if is_validation(document.id, 10)]
+        assert 0.03 < len(held_out) / len(of(corpus, language)) < 0.25, language
+
+
+def test_no_held_out_id_is_trained_on_in_any_language(corpus: list[Document]) -> None:
+    held_out = {document.id for document in corpus if is_validation(document.id, 10)}
+    trained = {document.id for document in corpus if not is_validation(document.id, 10)}
+    assert held_out
+    assert not held_out & trained
+    assert held_out | trained == {document.id for document in corpus}
+
+
+# Narrowing
+
+
+def test_narrowing(corpus: list[Document]) -> None:
+    assert load_corpus(languages=["de", "math"]) == of(corpus, "de") + of(corpus, "math")
+    assert load_corpus(domains=("recipes",)) == [d for d in corpus if d.domain == "recipes"]
+    assert {(d.language, d.domain) for d in load_corpus(languages={"it"}, domains={"letters"})} == {("it", "letters")}
+    assert load_corpus(limit=3) == corpus[:3]
+    assert load_corpus(languages=["fr"], limit=2) == of(corpus, "fr")[:2]
+
+
+def complaint(call: Callable[[], Any]) -> str:
+    with pytest.raises(DataError) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_nothing_left() -> None:
+    message = complaint(lambda: load_corpus(languages=["xx"]))
+    assert message.startswith("corpus = 'embedded': no document with languages = ['xx'], domains = all")
+    assert "domains = ['recipes']" in complaint(lambda: load_corpus(languages=["code"], domains=["recipes"]))
+
+
+def test_a_string_is_not_a_list_of_languages() -> None:
+    """ "code" holds the letters of "de": it would give the German texts."""
+    assert complaint(lambda: load_corpus(languages="code")) == "languages = 'code': must be a list of names; write ['code']"
+    assert complaint(lambda: load_corpus(domains="recipes")).startswith("domains = 'recipes'")
+
+
+# Files
+
+RECORDS = [{"text": "erste Zeile\nzweite", "id": "a", "language": "de", "domain": "tales", "title": "Eins"}, {"text": "sécond"}]
+
+
+def read_back(path: Path, stem: str, first: int = 1) -> None:
+    """What RECORDS must become; missing fields get a name from file and place."""
+    assert load_corpus(path) == [
+        Document("a", "de", "tales", "Eins", "erste Zeile\nzweite"),
+        Document(f"{stem}-{first + 1}", "und", "text", "", "sécond"),
+    ]
+    assert load_corpus(str(path), languages=["de"]) == load_corpus(path)[:1]
+
+
+def jsonl(records: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+
+
+def test_text_file(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("Olá\n\nmundo", encoding="utf-8")
+    assert load_corpus(path) == [Document("letter", "und", "text", "letter", "Olá\n\nmundo")]
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(jsonl(RECORDS))
+    read_back(path, "some")
+
+
+def test_empty_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(b'\n{"text": "x"}\n   \n{"text": "y"}')
+    assert [(d.id, d.text) for d in load_corpus(path)] == [("some-2", "x"), ("some-4", "y")]
+
+
+def test_gzipped_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl.gz"
+    path.write_bytes(gzip.compress(jsonl(RECORDS)))
+    read_back(path, "some.jsonl")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "some.parquet"
+    pq.write_table(pa.Table.from_pylist([RECORDS[0], dict.fromkeys(RECORDS[0]) | RECORDS[1]]), path)
+    read_back(path, "some", first=0)
+
+
+def test_folder(tmp_path: Path) -> None:
+    """Files in the order of their paths, below each other too; other files, and folders that are named like files, are no documents."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "z.txt").write_text("three")
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": "one"}, {"text": "two"}]))
+    (tmp_path / "README.md").write_text("not a text")
+    (tmp_path / "part.parquet").mkdir()
+    pq.write_table(pa.table({"text": ["four"]}), tmp_path / "part.parquet" / "0.parquet")
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(jsonl([{"text": "five"}])))
+    assert [document.text for document in load_corpus(tmp_path)] == ["one", "two", "three", "four", "five"]
+
+
+def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(b'{"text": "good"}\nbroken')
+    assert [document.text for document in load_corpus(path, limit=1)] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "remedy"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', ":2: not JSON", "every line must be one object"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n', ":1: not JSON", "BOM"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', ":2: not UTF-8", "iconv"),
+        ("a.jsonl", b'{"text": "x"}\n{"content": "x"}\n', ":2: has no field 'text'", "rename the field"),
+        ("a.jsonl", b'{"text": 3}\n', ":1: has no field 'text'", "that holds a string"),
+        ("a.jsonl", b'{"text": null}\n', ":1: has no field 'text'", "that holds a string"),
+        ("a.jsonl", b'["text"]\n', ":1: has no field 'text'", "rename"),
+        ("a.txt", b"abc\xff", ": byte 3 is not UTF-8", "iconv"),
+        ("a.jsonl.gz", b"plain", ": cannot be read after line 0", "Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(jsonl(RECORDS * 50))[:-12], ": cannot be read after line ", "ended before the end-of-stream marker"),
+        ("a.jsonl.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 20, ": cannot be read after line 0", "decompressing"),
+        ("a.jsonl.gz", gzip.compress(b"\xff"), ":1: not UTF-8", "iconv"),
+    ],
+    ids=["json", "bom", "utf8", "field", "number", "null", "list", "txt", "not-gzip", "truncated-gzip", "damaged-gzip", "gzip-utf8"],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, place: str, remedy: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    for where in (path, str(path), tmp_path):
+        message = complaint(lambda where=where: load_corpus(where))  # type: ignore[misc]
+        assert message.startswith(f"{path}{place}")
+        assert remedy in message
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: raw[:4] + b"\x5a" * 60 + raw[64:]])
+def test_damaged_parquet(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x", "y"] * 50}), path)
+    path.write_bytes(damage(path.read_bytes()))
+    message = complaint(lambda: load_corpus(path))
+    assert message.startswith(f"{path}: cannot be read (")
+    assert message.endswith("check or copy it again")
+
+
+def test_parquet_without_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["x"]}), path)
+    assert complaint(lambda: load_corpus(path)).startswith(f"{path}, row 0: has no field 'text'")
+    pq.write_table(pa.table({"text": ["x", None]}), path)
+    assert complaint(lambda: load_corpus(path)).startswith(f"{path}, row 1: has no field 'text'")
+
+
+def test_missing_and_unknown_files(tmp_path: Path) -> None:
+    assert "no such file or folder" in complaint(lambda: load_corpus(tmp_path / "nowhere.jsonl"))
+    assert "no such file or folder" in complaint(lambda: load_corpus("texts/nowhere.jsonl"))
+    assert "no such file or folder" in complaint(lambda: load_corpus("./owner/name"))
+    assert "no .txt, .jsonl, .jsonl.gz or .parquet file in this folder" in complaint(lambda: load_corpus(tmp_path))
+    (tmp_path / "a.csv").write_text("text\nx\n")
+    assert "unknown kind of file" in complaint(lambda: load_corpus(tmp_path / "a.csv"))
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    assert "no document with languages = all" in complaint(lambda: load_corpus(tmp_path / "a.jsonl"))
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name, method in (("a.txt", "read_text"), ("a.jsonl", "open")):
+        (tmp_path / name).write_text('{"text": "x"}')
+        monkeypatch.setattr(Path, method, refuse)
+        assert "Permission denied" in complaint(lambda name=name: load_corpus(tmp_path / name))  # type: ignore[misc]
+
+
+# The Hub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """A folder in the Hub's own format, with two configurations, under the name `owner/set-1.5`; returns what was asked for."""
+    folder = tmp_path / "hub"
+    for configuration, language in (("default", "en"), ("plus.de", "de")):
+        (folder / configuration).mkdir(parents=True)
+        for part in range(2):
+            rows = [{"text": f"{language} {part} {i}", "language": language} for i in range(2)]
+            pq.write_table(pa.Table.from_pylist(rows), folder / configuration / f"train-{part:05d}-of-00002.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: default/train-*.parquet\n"
+        "- config_name: plus.de\n  data_files: plus.de/train-*.parquet\n---\n"
+    )
+    load_dataset, asked = datasets.load_dataset, []
+
+    def from_folder(path: str, name: str | None = None, **options: Any) -> Any:
+        asked.append((path, name, options))
+        return load_dataset(str(folder), name, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    return asked
+
+
+def test_hub_set(hub: list[tuple[Any, ...]]) -> None:
+    documents = load_corpus("owner/set-1.5")
+    assert [document.text for document in documents] == ["en 0 0", "en 0 1", "en 1 0", "en 1 1"]
+    assert documents[2] == Document("set-1.5-2", "en", "text", "", "en 1 0")
+    assert hub == [("owner/set-1.5", None, {"split": "train", "streaming": True})]
+
+
+def test_hub_configuration_and_limit(hub: list[tuple[Any, ...]]) -> None:
+    assert [document.text for document in load_corpus("owner/set-1.5:plus.de", limit=3)] == ["de 0 0", "de 0 1", "de 1 0"]
+    assert hub[0][:2] == ("owner/set-1.5", "plus.de")
+
+
+def test_hub_configuration_that_is_not_there(hub: list[tuple[Any, ...]]) -> None:
+    message = complaint(lambda: load_corpus("owner/set-1.5:fr"))
+    assert message.startswith("path = 'owner/set-1.5:fr': neither a local file nor to be had from the Hub (")
+
+
+def test_hub_offline() -> None:
+    """The real `load_dataset`; the test run sets HF_HUB_OFFLINE, so that it does not try for half a minute."""
+    message = complaint(lambda: load_corpus("owner/name"))
+    assert message.startswith("path = 'owner/name': neither a local file nor to be had from the Hub (Couldn't reach")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [ConnectionError("no route\nsecond line"), ValueError(""), RuntimeError("Dataset scripts are no longer supported, but found x.py")],
+)
+def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    reason = str(failure).split("\n")[0] or type(failure).__name__
+    assert f"from the Hub ({reason}); gated sets need `hf auth login`" in complaint(lambda: load_corpus("owner/name"))
+
+
+def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows() -> Any:
+        yield {"text": "one"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
+    assert complaint(lambda: load_corpus("owner/name")) == "owner/name: cannot be read (reset by peer); check or copy it again"
+
+
+def test_hub_without_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"reading owner/name needs the package 'datasets': pip install 'slm2-minimal\[hf\]'"):
+        load_corpus("owner/name")
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(MissingExtraError, match="datasets"):
+        load_corpus(tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("no need of it")
+    assert load_corpus(tmp_path / "a.txt")
