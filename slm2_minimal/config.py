@@ -103,7 +103,7 @@ class ModelConfig(_Preset):
     """The architecture, with the field names of Hugging Face's `StableLmConfig` (report section 2.3).
 
     The defaults are Stable LM 2 1.6B. `norm_bias` and `final_norm_bias` are ours: the report's model has both; the model
-    card's parameter count is the one without the biases of the 48 norms inside the blocks.
+    card's parameter count equals the one without the biases of the 48 norms inside the blocks.
     """
 
     _table = "model"

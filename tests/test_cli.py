@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from slm2_minimal import StableLM2, generate, load_tokenizer
 from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig
-from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 from slm2_minimal.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -239,21 +240,14 @@ def test_generate_without_a_prompt(slm2: Run, run_folder: Path) -> None:
     assert out != "\n"
 
 
-def test_generate_stops_at_the_end_of_text(
-    slm2: Run, run_folder: Path, tiny: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generate_stops_at_the_end_of_text(slm2: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a vocabulary whose end of text is the id that greedy decoding draws first, nothing follows the prompt."""
-    from slm2_minimal.inference import generate
-    from slm2_minimal.text.tokenizer import load_tokenizer
-
+    stopping = load_tokenizer("tiny")
+    model = StableLM2.from_pretrained(next(run_folder.glob("step-*")))
+    prompt = torch.tensor([stopping.encode("Dear")])
+    stopping.eos_token_id = int(generate(model, prompt, 1, temperature=0)[0, -1])
     words = ("generate", run_folder, "--prompt", "Dear", "--temperature", "0", "--max-new-tokens", "8")
     assert len(slm2(*words)[1]) > len("Dear\n")
-    first: list[int] = []
-    stream = generate.stream
-    monkeypatch.setattr(generate, "stream", lambda *a, **k: (first.append(int(ids[0])) or ids for ids in stream(*a, **k)))
-    slm2(*words)
-    stopping = load_tokenizer("tiny")
-    stopping.eos_token_id = first[0]
     monkeypatch.setattr("slm2_minimal.text.tokenizer.load_tokenizer", lambda name: stopping)
     assert slm2(*words)[1] == "Dear\n"
 

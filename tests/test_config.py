@@ -226,11 +226,11 @@ def test_wrong_values(section: Callable[..., Any], values: dict[str, Any], place
 
 
 WRONG_TABLES: list[tuple[dict[str, Any], str, str]] = [
-    ({"modle": {}}, "[modle]", "did you mean 'model'"),
+    ({"modal": {}}, "[modal]", "did you mean 'model'"),
     ({"train": 3}, "train = 3", "must be a table"),
     ({"train": {"step": 3}}, "train.step = 3", "did you mean 'steps'"),
     ({"data": {"sources": {"web": 3}}}, "data.sources.web = 3", "must be a table"),
-    ({"data": {"sources": {"web": {"wieght": 3}}}}, "data.sources.web.wieght = 3", "did you mean 'weight'"),
+    ({"data": {"sources": {"web": {"weights": 3}}}}, "data.sources.web.weights = 3", "did you mean 'weight'"),
     ({"data": {"sources": {"web": {"weight": -3}}}}, "data.sources.web.weight = -3", "greater than 0"),
     ({"data": {"sources": {"web": {"languages": "de"}}}}, "data.sources.web.languages = 'de'", "should be a list"),
 ]
@@ -355,7 +355,7 @@ def test_an_override_adds_a_source() -> None:
     ("key", "value", "place"),
     [
         ("train.stepz", 3, "train.stepz = 3"),
-        ("trian.steps", 3, "[trian]"),
+        ("trail.steps", 3, "[trail]"),
         ("train.steps", "ten", "train.steps = 'ten'"),
         ("train.steps.x", 3, "train.steps.x = 3"),
         ("data.sources.web.path", 3, "data.sources.web.path = 3"),

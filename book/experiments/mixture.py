@@ -1,6 +1,6 @@
-"""Chapter 5's recorded runs: the toy model at several shares of non-English text, three seeds each.
+"""Chapter 5's recorded runs: the toy model at several shares of non-English text, a few seeds each.
 
-python book/experiments/mixture.py [--steps 300] [--seeds 3]
+python book/experiments/mixture.py [--steps 400] [--seeds 3]
 
 The total number of tokens is the same in every run. English has 100 - s of every 100 sequences, the six other
 languages share the rest equally.
@@ -11,9 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import train_toy
+from common import TOY, train_toy, validation_sets
 
+from slm2_minimal.config import RunConfig
+from slm2_minimal.data.assemble import assemble
 from slm2_minimal.teach import save_record
+from slm2_minimal.text.tokenizer import load_tokenizer
 
 OUT = Path(__file__).parents[1] / "recorded" / "mixture.json"
 SHARES = (0, 3, 6, 12, 25, 50)  # percent of the sequences; the report's mix has 6.97
@@ -26,20 +29,45 @@ def sources(share: int) -> dict[str, Any]:
     return english | ({name: {"languages": [name], "weight": share} for name in OTHERS} if share else {})
 
 
+def schedule(steps: int) -> dict[str, int]:
+    """The preset's schedule in proportion, so that every run ends with its cooldown."""
+    cooldown = round(0.16 * steps)
+    return {
+        "schedule__decay_steps": round(1.08 * steps),
+        "schedule__cooldown_start": steps - cooldown,
+        "schedule__cooldown_steps": cooldown,
+    }
+
+
+def epochs(share: int, steps: int) -> dict[str, float]:
+    """How often each source has been read at the end of a run."""
+    config = RunConfig.load("tiny", TOY | {"data.sources": sources(share)})
+    loader = assemble(config.data, load_tokenizer(config.data.tokenizer)).loader
+    position = steps * config.train.global_batch_tokens // config.data.seq_len
+    return {name: round(times, 3) for name, times in loader.epochs(position).items()}
+
+
 def main() -> None:
     """Run everything and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     started, runs = time.perf_counter(), {}
     for share in SHARES:
+        changes = {"data__sources": sources(share)} | schedule(options.steps)
         runs[str(share)] = [
-            train_toy(options.steps, {options.steps}, data__sources=sources(share), train__seed=seed, data__seed=seed)
-            for seed in range(options.seeds)
+            train_toy(options.steps, {options.steps}, **changes, train__seed=seed, data__seed=seed) for seed in range(options.seeds)
         ]
-    results = {"steps": options.steps, "shares": list(SHARES), "runs": runs}
-    save_record(OUT, f"python book/experiments/mixture.py --steps {options.steps}", results, time.perf_counter() - started)
+    results = {
+        "steps": options.steps,
+        "shares": list(SHARES),
+        "epochs": {str(share): epochs(share, options.steps) for share in SHARES},
+        "unigram": {name: round(held_out.unigram_loss, 4) for name, held_out in validation_sets().items()},
+        "runs": runs,
+    }
+    command = f"python book/experiments/mixture.py --steps {options.steps} --seeds {options.seeds}"
+    save_record(OUT, command, results, time.perf_counter() - started)
     print(f"wrote {OUT.name}")
 
 

@@ -1,6 +1,6 @@
 """Chapter 4's recorded runs: four schedules with the same average rate, and a cooldown branched from two steps; three seeds each.
 
-python book/experiments/schedules.py [--steps 300] [--seeds 3]
+python book/experiments/schedules.py [--steps 400] [--seeds 3]
 
 The trunk, the hybrid schedule without a cooldown, is validated where the branches end, too, so that they can be told apart at equal steps.
 """
@@ -46,14 +46,14 @@ def overrides(config: ScheduleConfig) -> dict[str, object]:
 def main() -> None:
     """Run everything and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     started, runs = time.perf_counter(), {}
     ends = {name: (config.cooldown_start or 0) + (config.cooldown_steps or 0) for name, config in branches(options.steps).items()}
     for name, config in (shapes(options.steps) | branches(options.steps)).items():
         last = ends.get(name, options.steps)
-        every = range(options.steps // 12, last + 1, options.steps // 12)
+        every = range(options.steps // 6, last + 1, options.steps // 6)
         at = {*every, last} | (set(ends.values()) if name == "hybrid" else set())
         runs[name] = [train_toy(last, at, **overrides(config), train__seed=seed, data__seed=seed) for seed in range(options.seeds)]
     results = {"steps": options.steps, "runs": runs}

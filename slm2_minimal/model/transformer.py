@@ -1,7 +1,7 @@
 """The whole model: token embedding, blocks, a final norm, and an untied head (report section 2.3).
 
-Module names are Hugging Face's, so that the state dict is the released file's, key for key. The model knows nothing of devices' groups
-or of training; `train.parallel` wraps it from outside.
+Module names are Hugging Face's, so that the state dict is the released file's, key for key. The model knows nothing of process
+groups or of training: whatever distributes it is applied from outside.
 
 Shapes: B batch, T tokens, H heads, D head dim, C channels, V vocabulary.
 """
@@ -51,7 +51,7 @@ class StableLM2(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal with std 0.02; the two projections that write into the residual stream are scaled by 1 / sqrt(2 L).
 
-        L layers add 2 L terms to the stream; the scaling keeps its variance from growing with depth.
+        L layers add 2 L terms to the stream; with the scaling, what they add up to is the same at any depth.
         """
         std = self.config.initializer_range
         residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)

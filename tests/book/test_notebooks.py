@@ -24,6 +24,7 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|usr|v
 EMBEDDED = re.compile(r"data:[\w/+-]+;base64,[\w+/=]+")
 SEEDED_BY_ARGUMENT = {"default_rng", "RandomState", "Random", "SeedSequence"}
 NUMPY_GENERATORS = {"Generator", "PCG64", "BitGenerator"}
+MODULE_DRAWS = {"seed", "random", "randint", "randrange", "choice", "choices", "sample", "shuffle", "uniform", "gauss", "getrandbits"}
 TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like", "randint_like"}
 TENSOR_DRAWS = {"normal_", "uniform_", "bernoulli_", "random_", "trunc_normal_", "exponential_", "multinomial"}
 
@@ -83,7 +84,7 @@ def randomness_is_seeded(notebook: Any) -> Iterator[str]:
                     yield f"{cell.id}: {name}() without a seed"
             elif owner in (["np", "random"], ["numpy", "random"]) and function not in NUMPY_GENERATORS:
                 yield f"{cell.id}: {name} draws from numpy's global state; use np.random.default_rng(seed)"
-            elif owner == ["random"]:
+            elif owner == ["random"] and function in MODULE_DRAWS:
                 yield f"{cell.id}: {name} draws from a global state; use random.Random(seed)"
             elif seeded or any(keyword.arg == "generator" for keyword in call.keywords):
                 continue
@@ -177,7 +178,7 @@ STDOUT = new_output("stream", name="stdout", text="1.5 s in slm2_minimal/train/l
 GOOD = notebook_of(
     new_markdown_cell("## Part\n\n```python\n# no heading\n```\n\n### Detail\n\n## Next part"),
     code("import torch\nrng = np.random.default_rng(0)\nx = torch.randn(3, generator=torch.Generator().manual_seed(0))", count=1),
-    code("_ = torch.manual_seed(1)\ny = torch.rand(2)\nrng.normal(); random.Random(1).random()\n%config x = 1", count=2),
+    code("_ = torch.manual_seed(1)\ny = torch.rand(2)\nrng.normal(); random.Random(1).random()\nrandom.keys()\n%config x = 1", count=2),
     code("show()", [picture()], 3, mystnb={"image": {"alt": "A line"}}),
     code("Explore(...)", [picture("<Explore n in 1, 2>")], 4, tags=["hide-input"]),
     code("print(seconds)", [STDOUT], 5, tags=["measured", "nbval-skip"]),

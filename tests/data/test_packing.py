@@ -127,7 +127,7 @@ def test_sequences_that_are_not_there() -> None:
 
 @given(starts=st.lists(st.booleans(), min_size=1, max_size=30))
 def test_restarting_positions(starts: list[bool]) -> None:
-    expected = []
+    expected: list[int] = []
     for start in starts:
         expected.append(0 if start or not expected else expected[-1] + 1)
     assert restarting_positions(np.cumsum(starts)).tolist() == expected

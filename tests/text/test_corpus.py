@@ -36,7 +36,7 @@ def of(corpus: list[Document], language: str) -> list[Document]:
 
 
 def test_languages(corpus: list[Document]) -> None:
-    assert LANGUAGES == ALL[:7]
+    assert ALL[:7] == LANGUAGES
     assert list(dict.fromkeys(document.language for document in corpus)) == list(ALL)
 
 
