@@ -53,18 +53,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    started, runs = time.perf_counter(), {}
+    started, validation = time.perf_counter(), {}
     for share in SHARES:
         changes = {"data__sources": sources(share)} | schedule(options.steps)
-        runs[str(share)] = [
-            train_toy(options.steps, {options.steps}, **changes, train__seed=seed, data__seed=seed) for seed in range(options.seeds)
-        ]
+        runs = [train_toy(options.steps, {options.steps}, **changes, train__seed=seed, data__seed=seed) for seed in range(options.seeds)]
+        validation[str(share)] = [run["validation"][options.steps] for run in runs]
     results = {
         "steps": options.steps,
+        "tokens_per_step": TOY["train.global_batch_tokens"],
         "shares": list(SHARES),
         "epochs": {str(share): epochs(share, options.steps) for share in SHARES},
         "unigram": {name: round(held_out.unigram_loss, 4) for name, held_out in validation_sets().items()},
-        "runs": runs,
+        "validation": validation,
     }
     command = f"python book/experiments/mixture.py --steps {options.steps} --seeds {options.seeds}"
     save_record(OUT, command, results, time.perf_counter() - started)

@@ -49,7 +49,7 @@ class StableLM2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal with std 0.02; the two projections that write into the residual stream are scaled by 1 / sqrt(2 L).
+        """Normal with std `initializer_range`; the two projections that write into the residual stream are scaled by 1 / sqrt(2 L).
 
         L layers add 2 L terms to the stream; with the scaling, what they add up to is the same at any depth.
         """

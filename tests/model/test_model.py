@@ -112,14 +112,15 @@ def test_initial_weights() -> None:
     config = ModelConfig.preset("tiny")
     model = StableLM2(config)
     model.init_weights(torch.Generator().manual_seed(0))
-    residual = 0.02 / math.sqrt(2 * config.num_hidden_layers)
+    base = config.initializer_range
+    residual = base / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all(), name
         elif "norm" in name:
             assert (parameter == 1).all(), name
         else:
-            std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+            std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else base
             n = parameter.numel()
             assert abs(parameter.std().item() / std - 1) < 5 / math.sqrt(2 * n), name  # 5 sigma of a standard deviation's estimate
             assert abs(parameter.mean().item()) < 5 * std / math.sqrt(n), name
