@@ -4,9 +4,11 @@ Exit codes: 0 success, 2 something the user can mend (one line on stderr), 1 a f
 """
 
 import argparse
+import json
+import shlex
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
 
@@ -44,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a model from a preset or a TOML file, or go on where a run stopped",
-        epilog="Any key of the configuration can be laid over: --section.field VALUE. With the preset 'tiny' they are:\n" + _all_keys(),
+        epilog="Any key of the configuration can be laid over: --section.field VALUE. With the preset 'tiny' they are:\n  "
+        + "\n  ".join(_all_keys(RunConfig.preset("tiny").to_dict())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -72,10 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _all_keys() -> str:
-    """Every key of the smallest preset with its value."""
-    tables = RunConfig.preset("tiny").to_dict()
-    return "\n".join(f"  --{section}.{field} {value}" for section, table in tables.items() for field, value in table.items())
+def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
+    """Every key with its value, as it would be typed in a shell."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _all_keys(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield f"{prefix}{key} " + ("(not set)" if value is None else shlex.quote(text))
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:

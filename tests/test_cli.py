@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 
 from slm2_minimal import StableLM2, generate, load_tokenizer
 from slm2_minimal.cli import main
-from slm2_minimal.config import RunConfig
+from slm2_minimal.config import RunConfig, parse_overrides
 from slm2_minimal.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -114,7 +115,7 @@ def test_help(slm2: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("train", ["CONFIG", "stablelm-2-1_6b, tiny", "--section.field VALUE", "--model.hidden_size 256", "--train.steps 600"]),
+        ("train", ["CONFIG", "stablelm-2-1_6b, tiny", "--section.field VALUE", "--model.hidden_size 256\n", "--model.use_qkv_bias true\n"]),
         ("generate", ["--prompt", "--tokenizer", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--device"]),
         ("doctor", ["usage: slm2 doctor"]),
     ],
@@ -126,10 +127,13 @@ def test_help_of_a_command(slm2: Run, command: str, words: list[str]) -> None:
         assert word in out
 
 
-def test_the_keys_in_the_help_are_all_keys(slm2: Run) -> None:
-    out = slm2("train", "--help")[1]
-    keys = {line.split()[0] for line in out.splitlines() if line.startswith("  --") and "." in line.split()[0]}
-    assert keys == {f"--{section}.{field}" for section, table in RunConfig.preset("tiny").to_dict().items() for field in table}
+def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
+    """All keys with their values, laid over an empty file, make the preset that the help speaks of."""
+    lines = [line for line in slm2("train", "--help")[1].splitlines() if line.startswith("  --") and "." in line.split()[0]]
+    assert [line.split()[0] for line in lines if line.endswith(" (not set)")].count("--train.start_from") == 1
+    words = [word for line in lines if not line.endswith(" (not set)") for word in shlex.split(line)]
+    (tmp_path / "empty.toml").write_text("")
+    assert RunConfig.load(tmp_path / "empty.toml", parse_overrides(words)) == RunConfig.preset("tiny")
 
 
 # Wrong words: exit code 2, one line

@@ -360,7 +360,7 @@ def test_an_override_adds_a_source() -> None:
         ("train.steps.x", 3, "train.steps.x = 3"),
         ("data.sources.web.path", 3, "data.sources.web.path = 3"),
         ("data.seq_len", 1024, "data.seq_len = 1024"),
-        ("train.micro_batch_size", 3, "train.global_batch_tokens = 4096"),
+        ("train.micro_batch_size", 3_001, "train.global_batch_tokens = "),
     ],
 )
 def test_overrides_that_cannot_be(key: str, value: Any, place: str) -> None:

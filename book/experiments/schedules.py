@@ -1,8 +1,9 @@
-"""Chapter 4's recorded runs: four schedules with the same average rate, and a cooldown branched from two steps; three seeds each.
+"""Chapter 4's recorded runs: four schedules with the same average rate, and cooldowns beside the trunks that they leave; three seeds each.
 
 python book/experiments/schedules.py [--steps 400] [--seeds 3]
 
-The trunk, the hybrid schedule without a cooldown, is validated where the branches end, too, so that they can be told apart at equal steps.
+The hybrid's trunk is validated where its branches end, too, so that both are compared at equal steps. WSD is itself a branch; its trunk is
+the same constant rate, kept to the end.
 """
 
 import argparse
@@ -38,6 +39,11 @@ def branches(steps: int) -> dict[str, ScheduleConfig]:
     return {f"cooldown from {start}": hybrid.replace(cooldown_start=start, cooldown_steps=length) for start in (steps // 2, steps - length)}
 
 
+def wsd_trunk(steps: int) -> ScheduleConfig:
+    """The schedule that WSD is a branch of: its constant rate throughout."""
+    return shapes(steps)["wsd"].replace(kind="constant", cooldown_start=None, cooldown_steps=None)
+
+
 def overrides(config: ScheduleConfig) -> dict[str, object]:
     """A schedule as overrides of a run."""
     return {f"schedule__{name}": value for name, value in vars(config).items() if not name.startswith("_")}
@@ -51,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     started, runs = time.perf_counter(), {}
     ends = {name: (config.cooldown_start or 0) + (config.cooldown_steps or 0) for name, config in branches(options.steps).items()}
-    for name, config in (shapes(options.steps) | branches(options.steps)).items():
+    for name, config in (shapes(options.steps) | branches(options.steps) | {"wsd trunk": wsd_trunk(options.steps)}).items():
         last = ends.get(name, options.steps)
         every = range(options.steps // 6, last + 1, options.steps // 6)
         at = {*every, last} | (set(ends.values()) if name == "hybrid" else set())

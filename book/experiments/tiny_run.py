@@ -14,6 +14,7 @@ from typing import Any
 
 from slm2_minimal.config import RunConfig
 from slm2_minimal.teach import COLORS, LINE_STYLES, save_record, use_style
+from slm2_minimal.text.corpus import LANGUAGES
 from slm2_minimal.train.trainer import Trainer
 
 BOOK = Path(__file__).parents[1]
@@ -42,11 +43,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     use_style()
     figure, axes = plt.subplots(figsize=(8, 4))
-    for i, name in enumerate(results["unigram"]):
+    for i, name in enumerate(LANGUAGES):
         steps, losses = zip(*((row["step"], row[name]) for row in results["validation"]), strict=True)
-        color, style = COLORS[i % len(COLORS)], LINE_STYLES[i % len(LINE_STYLES)]
-        axes.plot(steps, losses, color=color, linestyle=style, label=name)
-        axes.plot(steps[-1] * 1.03, results["unigram"][name], marker="_", markersize=14, color=color)
+        axes.plot(steps, losses, color=COLORS[i], linestyle=LINE_STYLES[i], label=name)
+        axes.plot(steps[-1] * 1.03, results["unigram"][name], marker="_", markersize=14, color=COLORS[i])
     axes.set(xlabel="step", ylabel="validation loss (nats per token)")
     axes.legend(ncols=3)
     figure.savefig(path, dpi=110)
