@@ -92,8 +92,10 @@ def _check(model: StableLM2, input_ids: Tensor, new: int, temperature: float, to
             f"max_new_tokens = {new}: with a prompt of {input_ids.shape[1]} more than the context of {context}; "
             f"ask for at most {max(0, context - input_ids.shape[1])}"
         )
-    if temperature < 0:
-        raise DataError(f"temperature = {temperature}: must not be negative; 0 is greedy")
+    if new < 0:
+        raise DataError(f"max_new_tokens = {new}: must not be negative")
+    if not 0 <= temperature < float("inf"):
+        raise DataError(f"temperature = {temperature}: must be a finite number from 0 on; 0 is greedy")
     if top_k is not None and top_k < 1:
         raise DataError(f"top_k = {top_k}: must be at least 1; leave it out to keep all ids")
     if top_p is not None and not 0 < top_p <= 1:

@@ -111,7 +111,9 @@ def test_text_streams(model: StableLM2) -> None:
     [
         ({"input_ids": torch.zeros(1, 0, dtype=torch.int64)}, "input_ids = 0 tokens"),
         ({"max_new_tokens": 46}, "ask for at most 45"),
+        ({"max_new_tokens": -3}, "max_new_tokens = -3"),
         ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
         ({"top_k": 0}, "top_k = 0"),
         ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
