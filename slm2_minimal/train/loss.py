@@ -41,11 +41,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         for chosen in valid.split(max(1, CHUNK_BYTES // (4 * len(weight)))):
             states, targets = hidden[chosen].to(dtype), labels[chosen, None]
             logits = (states @ head.T).float()
-            log_normaliser = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (log_normaliser - logits.gather(1, targets)).sum()
-            # The gradient by the logits is softmax minus one-hot, made in place.
-            grad_logits = logits.sub_(log_normaliser).exp_()
-            grad_logits.scatter_add_(1, targets, grad_logits.new_full((len(targets), 1), -1.0))
+            target_logits, highest = logits.gather(1, targets), logits.amax(dim=-1, keepdim=True)
+            # Everything by the vocabulary is made in place: exp(logits - highest), then softmax, then softmax minus one-hot.
+            grad_logits = logits.sub_(highest).exp_()
+            normaliser = grad_logits.sum(dim=-1, keepdim=True)
+            loss += (normaliser.log() + highest - target_logits).sum()
+            grad_logits.div_(normaliser).scatter_add_(1, targets, grad_logits.new_full((len(targets), 1), -1.0))
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:
                 grad_hidden[chosen] = (grad_logits @ head).to(hidden.dtype)
