@@ -1,86 +1,32 @@
 """Typed, frozen configurations and the errors that a user can cause.
 
 This is the root of the package: it imports nothing of ours. A run is described by one TOML file with a table per section
-(`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[train]`); the toy and the full run differ in that file only. Unknown keys are
-refused, so that a misspelt one cannot be ignored in silence.
+(`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[prepare]`, `[train]`); the toy and the full run differ in that file only. Unknown
+keys are refused, so that a misspelt one cannot be ignored in silence.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, Self
 
-import pydantic
 from pydantic import Field, Strict
 
-PRESET_DIR = Path(__file__).parent / "presets"
+from slm2_minimal.config.errors import CheckpointError, ConfigError, DataError, MissingExtraError, UserError
+from slm2_minimal.config.files import PRESET_DIR, lay_over, parse_overrides, preset_names, preset_path, read_toml
+from slm2_minimal.config.section import did_you_mean, section
+
+__all__ = [
+    "PRESET_DIR", "CheckpointError", "ConfigError", "DataConfig", "DataError", "MissingExtraError", "ModelConfig", "OptimizerConfig",
+    "PrepareConfig", "RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig", "UserError", "parse_overrides",
+    "preset_names", "preset_path", "read_toml",
+]  # fmt: skip
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Strings = Annotated[tuple[str, ...], Strict(False)]  # TOML has lists, a frozen config wants tuples
-
-
-class UserError(ValueError):
-    """What a user can cause and mend: one line that names the field, the value and the remedy."""
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be right."""
-
-
-class DataError(UserError):
-    """Text, tokens or files that cannot be used as they are."""
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or of another run."""
-
-
-class MissingExtraError(UserError):
-    """An optional dependency is needed and not installed."""
-
-    def __init__(self, package: str, extra: str, why: str) -> None:
-        super().__init__(f"{why} needs the package {package!r}: pip install 'slm2-minimal[{extra}]'")
-
-
-Class = TypeVar("Class", bound=type)
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-def section(cls: Class) -> Class:
-    """Make `cls` a frozen keyword-only dataclass whose values are checked, with errors of one line."""
-    checked = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=pydantic.ConfigDict(extra="forbid", strict=True))(cls)
-    validate = checked.__init__
-
-    def __init__(self: Any, *args: Any, **values: Any) -> None:
-        try:
-            validate(self, *args, **values)
-        except pydantic.ValidationError as error:
-            raise ConfigError(_one_line(error, cls)) from None
-
-    checked.__init__ = __init__  # type: ignore[method-assign]
-    return checked  # type: ignore[return-value]
-
-
-def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
-    """The first complaint of pydantic as `table.field = value: remedy`."""
-    first = error.errors()[0]
-    if not first["loc"]:  # raised by __post_init__, which has said everything
-        return first["msg"].removeprefix("Value error, ")
-    name = str(first["loc"][0])
-    field = f"{cls._table}.{name}"
-    if first["type"] == "unexpected_keyword_argument":
-        return f"{field} = {first['input']!r}: unknown key; {_did_you_mean(name, [f.name for f in dataclasses.fields(cls)])}"
-    return f"{field} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:].replace('valid tuple', 'list')}"
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
 
 
 class _Preset:
@@ -222,22 +168,42 @@ class OptimizerConfig(_Preset):
 
 @section
 class SourceConfig:
-    """One source of text: the embedded corpus, or a file, folder or Hub id, narrowed by language and domain."""
+    """One source of text: the embedded corpus, or a file, folder or Hub id, narrowed by language and domain.
+
+    `weight` is an integer, a part of the sum of all, or a share, and then all shares sum to 1. `subset` is the share of the source's
+    sequences that is read at all (an epoch count below 1 in the report's Table 1), `max_epochs` how often those may be read: about 4
+    passes teach nearly as much as fresh text (Muennighoff et al. 2023).
+    """
 
     _table = "source"
 
-    weight: PositiveInt = 1
+    weight: PositiveInt | PositiveFloat = 1
     path: str | None = None
     languages: Strings | None = None
     domains: Strings | None = None
+    subset: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_epochs: PositiveFloat = 4.0
+
+
+@section
+class StageConfig:
+    """Other weights from some point of the data on: after `start_tokens` tokens, counted from the beginning of the run."""
+
+    _table = "stage"
+
+    start_tokens: PositiveInt
+    weights: dict[str, float]
 
 
 @section
 class DataConfig(_Preset):
     """What is read and how it is cut (report sections 2.1 and 3.1).
 
-    `sources` are blended by integer weights, one sequence of `seq_len` tokens at a time. About `validation_percent` of the document
-    ids are held out, with every translation of them.
+    `sources` are blended by weight, one sequence of `seq_len` tokens at a time; `stages` change the weights later on. With a
+    `temperature`, weights are ignored and a source's share is proportional to its tokens ** (1 / temperature). About
+    `validation_percent` of the document ids are held out, with every translation of them. `prepared` is the folder that `slm2 prepare`
+    writes and `slm2 train` reads; without it the texts are tokenised at the start of the run and held in memory. When it is opened,
+    `verify` checks every byte, or only the sizes of its files. `workers` processes read batches ahead of the training.
     """
 
     _table = "data"
@@ -245,8 +211,49 @@ class DataConfig(_Preset):
     tokenizer: str = "arcade100k"
     seq_len: PositiveInt = 4096
     sources: dict[str, SourceConfig] = Field(default_factory=dict)
+    stages: Annotated[tuple[StageConfig, ...], Strict(False)] = ()
+    temperature: PositiveFloat | None = None
     validation_percent: Annotated[int, Field(ge=0, lt=100)] = 10
+    prepared: str | None = None
+    verify: Literal["bytes", "sizes"] = "bytes"
+    workers: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 1234
+
+    def __post_init__(self) -> None:
+        for number, stage in enumerate(self.stages):
+            if stage.start_tokens % self.seq_len:
+                raise ConfigError(
+                    f"data.stages[{number}].start_tokens = {stage.start_tokens}: must be a multiple of seq_len = {self.seq_len}; "
+                    f"the nearest is {max(1, round(stage.start_tokens / self.seq_len)) * self.seq_len}"
+                )
+        if self.temperature is not None and self.stages:
+            raise ConfigError(f"data.temperature = {self.temperature}: gives every source its share already; leave out data.stages")
+
+
+@section
+class PrepareConfig(_Preset):
+    """What `slm2 prepare` does between raw text and shards (the report's section 2.1 names the sources; these steps are the field's).
+
+    Documents outside `min_characters` .. `max_characters` are left out, then duplicates: `similarity` is the Jaccard similarity of
+    `shingle_words`-word shingles at which MinHash finds about half of all pairs. `benchmarks` names evaluation sets, each a file, folder
+    or Hub id: a document that shares `ngram_words` words in a row with one is dropped, or the shared place is cut out.
+    """
+
+    _table = "prepare"
+
+    min_characters: PositiveInt = 20
+    max_characters: PositiveInt = 10_000_000
+    exact_duplicates: bool = True
+    near_duplicates: bool = True
+    similarity: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    permutations: PositiveInt = 128
+    shingle_words: PositiveInt = 5
+    keep: Literal["first", "longest"] = "first"
+    benchmarks: dict[str, str] = Field(default_factory=dict)
+    ngram_words: PositiveInt = 13
+    contaminated: Literal["drop", "cut"] = "drop"
+    shard_megabytes: PositiveInt = 64
+    workers: Annotated[int, Field(ge=0)] = 0
 
 
 @section
@@ -281,6 +288,7 @@ class RunConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
+    prepare: PrepareConfig = PrepareConfig()
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
@@ -309,7 +317,7 @@ class RunConfig:
         """
         tables = read_toml(source if Path(source).suffix == ".toml" else preset_path(str(source)))
         for key, value in (overrides or {}).items():
-            _lay_over(tables, key, value)
+            lay_over(tables, key, value)
         return cls.from_dict(tables)
 
     @classmethod
@@ -319,7 +327,7 @@ class RunConfig:
         known: dict[str, Any] = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         for name, table in tables.items():
             if name not in known:
-                raise ConfigError(f"[{name}]: unknown table; {_did_you_mean(name, known)}")
+                raise ConfigError(f"[{name}]: unknown table; {did_you_mean(name, known)}")
             sections[name] = known[name](**_table(name, table))
         return cls(**sections)
 
@@ -334,66 +342,15 @@ def _table(name: str, table: Any) -> dict[str, Any]:
         raise ConfigError(f"{name} = {table!r}: must be a table of fields")
     fields = dict(table)
     if name == "data" and isinstance(fields.get("sources"), Mapping):
-        fields["sources"] = {key: _source(key, value) for key, value in fields["sources"].items()}
+        fields["sources"] = {key: _inner(SourceConfig, f"data.sources.{key}", value) for key, value in fields["sources"].items()}
+    if name == "data" and isinstance(fields.get("stages"), list | tuple):
+        fields["stages"] = tuple(_inner(StageConfig, f"data.stages[{i}]", value) for i, value in enumerate(fields["stages"]))
     return fields
 
 
-def _source(name: str, table: Any) -> SourceConfig:
+def _inner(cls: Any, where: str, table: Any) -> Any:
+    """A section that stands inside another, its errors under its full name."""
     try:
-        return SourceConfig(**_table(f"data.sources.{name}", table))
+        return cls(**_table(where, table))
     except ConfigError as error:
-        raise ConfigError(str(error).replace("source.", f"data.sources.{name}.", 1)) from None
-
-
-def preset_names() -> list[str]:
-    """The presets that come with the package."""
-    return sorted(path.stem for path in PRESET_DIR.glob("*.toml"))
-
-
-def preset_path(name: str) -> Path:
-    """The file of a preset."""
-    path = PRESET_DIR / f"{name}.toml"
-    if name not in preset_names():
-        raise ConfigError(f"preset = {name!r}: unknown; choose one of {', '.join(preset_names())}, or give the path of a .toml file")
-    return path
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file; what cannot be read or parsed is a ConfigError."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"config = {str(path)!r}: {error.strerror}; give a readable TOML file or a preset name") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config = {str(path)!r}: not valid TOML ({error}); mend that place") from None
-
-
-def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`["--train.steps", "10", "--model.use_qkv_bias=false"]` as `{"train.steps": 10, "model.use_qkv_bias": False}`.
-
-    Values are TOML values; what does not parse as one is taken as a string.
-    """
-    overrides: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        key, equals, value = rest.pop(0).partition("=")
-        if not key.startswith("--") or "." not in key:
-            raise ConfigError(f"argument = {key!r}: unknown; overrides look like --section.field value, and --help shows the rest")
-        if not equals:
-            if not rest:
-                raise ConfigError(f"{key.removeprefix('--')}: missing; give it a value, {key} VALUE")
-            value = rest.pop(0)
-        try:
-            overrides[key.removeprefix("--")] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[key.removeprefix("--")] = value
-    return overrides
-
-
-def _lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        tables = tables.setdefault(parent, {})
-        if not isinstance(tables, dict):
-            raise ConfigError(f"{key} = {value!r}: {parent!r} has no fields of its own; name a field that exists")
-    tables[last] = value
+        raise ConfigError(str(error).replace(f"{cls._table}.", f"{where}.", 1)) from None
