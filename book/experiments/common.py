@@ -35,7 +35,7 @@ def validation_sets() -> dict[str, ValidationSet]:
     config = RunConfig.preset("tiny")
     data = assemble(config.data, load_tokenizer(config.data.tokenizer))
     return {
-        name: ValidationSet.build(data.held_out[name], data.training[name], config.model.vocab_size, config.data.seq_len, rows=16)
+        name: ValidationSet.build(data.held_out[name], data.token_counts[name], config.data.seq_len, rows=16)
         for name in LANGUAGES
     }
 

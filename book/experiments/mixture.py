@@ -33,6 +33,7 @@ def schedule(steps: int) -> dict[str, int]:
     """The preset's schedule in proportion, so that every run ends with its cooldown."""
     cooldown = round(0.16 * steps)
     return {
+        "schedule__warmup_steps": max(1, round(0.018 * 1.08 * steps)),
         "schedule__decay_steps": round(1.08 * steps),
         "schedule__cooldown_start": steps - cooldown,
         "schedule__cooldown_steps": cooldown,

@@ -1,25 +1,33 @@
-"""From the `[data]` table to a loader: read the sources, hold out the validation documents, tokenise, lay out.
+"""From the `[data]` table to a loader: what `slm2 prepare` has written, or texts that are read, split and tokenised on the spot.
 
-Everything is held in memory, which suits the embedded corpus and local files up to some gigabytes.
+The second way holds everything in memory, which suits the embedded corpus and local files up to some gigabytes.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
 
 from slm2_minimal.config import ConfigError, DataConfig, DataError
 from slm2_minimal.data.loader import Loader
-from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.data.mixture import temperature_shares
+from slm2_minimal.data.packing import Stream, TokenStream
+from slm2_minimal.data.shards import open_prepared
 from slm2_minimal.text.corpus import Document, is_validation, load_corpus
 from slm2_minimal.text.tokenizer import Tokenizer
+
+TokenCounts = Int[np.ndarray, " V"]
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """What training reads, and per language what was held out and what was not."""
+    """What training reads, and per language the held-out text and how often each id stands in the text that is not held out."""
 
     loader: Loader
     held_out: dict[str, TokenStream]
-    training: dict[str, TokenStream]
+    token_counts: dict[str, TokenCounts]
 
 
 def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
@@ -28,34 +36,52 @@ def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
     The held-out documents are chosen by id, and parallel documents share their id: no translation of a validation text is trained on.
 
     Raises:
-        ConfigError: no sources are named. DataError: a source is empty or cannot be read.
+        ConfigError: no sources are named. DataError: a source is empty or cannot be read, or the prepared data is missing, damaged, or
+        of another tokenizer.
     """
     if not config.sources:
         raise ConfigError("data.sources = {}: nothing to read; name sources, for example --data.sources.web.path FOLDER")
-    streams, weights = {}, {}
+    if config.prepared is not None:
+        prepared = open_prepared(config, tokenizer)
+        return Assembled(build_loader(config, prepared.streams, prepared.tokens), prepared.held_out, prepared.token_counts)
+    streams: dict[str, TokenStream] = {}
     held_out: dict[str, list[list[int]]] = defaultdict(list)
-    training: dict[str, list[list[int]]] = defaultdict(list)
+    token_counts: dict[str, TokenCounts] = {}
     seen: set[Document] = set()  # sources may overlap; a held-out document is scored once
     for name, source in config.sources.items():
         documents = load_corpus(source.path, languages=source.languages, domains=source.domains)
         kept = [document for document in documents if not is_validation(document.id, config.validation_percent)]
         ids = tokenizer.encode_batch([document.text for document in kept])
-        streams[name], weights[name] = TokenStream.from_documents(ids, tokenizer.eos_token_id), source.weight
-        for document, tokens in zip(kept, ids, strict=True):
-            training[document.language].append(tokens)
+        streams[name] = TokenStream.from_documents(ids, tokenizer.eos_token_id)
+        for language in dict.fromkeys(document.language for document in kept):
+            own = [tokens for document, tokens in zip(kept, ids, strict=True) if document.language == language]
+            counts = np.bincount(TokenStream.from_documents(own, tokenizer.eos_token_id).tokens, minlength=tokenizer.vocab_size)
+            token_counts[language] = token_counts.get(language, 0) + counts
         fresh = [d for d in documents if is_validation(d.id, config.validation_percent) and d not in seen]
         seen.update(fresh)
         for document, tokens in zip(fresh, tokenizer.encode_batch([document.text for document in fresh]), strict=True):
             held_out[document.language].append(tokens)
-    loader = Loader(streams, weights, config.seq_len, config.seed)
+    loader = build_loader(config, streams, {name: len(stream.tokens) for name, stream in streams.items()})
     if config.validation_percent and not held_out:
         raise DataError(
             f"data.validation_percent = {config.validation_percent}: no document fell into the held-out part; "
             "raise it, or set it to 0 to train without validation"
         )
-    eos = tokenizer.eos_token_id
-    return Assembled(
-        loader,
-        {language: TokenStream.from_documents(tokens, eos) for language, tokens in sorted(held_out.items())},
-        {language: TokenStream.from_documents(tokens, eos) for language, tokens in sorted(training.items())},
+    held = {language: TokenStream.from_documents(tokens, tokenizer.eos_token_id) for language, tokens in sorted(held_out.items())}
+    return Assembled(loader, held, dict(sorted(token_counts.items())))
+
+
+def build_loader(config: DataConfig, streams: Mapping[str, Stream], tokens: Mapping[str, int]) -> Loader:
+    """The loader over `streams` with the weights, stages, caps and subsets of the configuration; `tokens` counts each source's."""
+    weights = {name: source.weight for name, source in config.sources.items()}
+    if config.temperature is not None:
+        weights = temperature_shares({name: count or 1 for name, count in tokens.items()}, config.temperature)
+    return Loader(
+        streams,
+        weights,
+        config.seq_len,
+        config.seed,
+        stages={stage.start_tokens // config.seq_len: stage.weights for stage in config.stages},
+        max_epochs={name: source.max_epochs for name, source in config.sources.items()},
+        subset={name: source.subset for name, source in config.sources.items()},
     )

@@ -2,22 +2,29 @@
 
 There is one global order of sequences, blended from the sources and shuffled within each by epoch; it does not depend
 on how many ranks read it. What must be saved to resume is one integer, the position, and a fingerprint that tells
-whether the data is still the same.
+whether the data is still the same. Nothing is held per token or per document: sequences are cut from the streams, which may
+lie on disk, when they are asked for, and every shuffled order is computed.
 """
 
 import functools
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from slm2_minimal.config import DataError
-from slm2_minimal.data.mixture import QuotaSchedule
-from slm2_minimal.data.packing import IGNORE, PackedSequence, TokenStream
+from slm2_minimal.data.mixture import Mixture, Stage
+from slm2_minimal.data.packing import IGNORE, PackedSequence, Stream
+from slm2_minimal.data.shuffle import Permutation
+
+SUBSET = 2**32  # stands where an epoch's number stands in a permutation's key: which sequences a subset has
+AHEAD = 4  # batches that a worker process reads in advance
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,11 @@ class Batch:
         """How many positions have a label."""
         return int((self.labels != IGNORE).sum())
 
+    @property
+    def attention_ids(self) -> Int[Tensor, "B T"] | None:
+        """`document_ids` for the model; None where every row is one document, so that attention needs no mask and is faster."""
+        return None if bool((self.document_ids[:, 0] == self.document_ids[:, -1]).all()) else self.document_ids
+
     def split(self, rows: int) -> list["Batch"]:
         """Micro-batches of `rows` rows."""
         parts = zip(*(tensor.split(rows) for tensor in (self.input_ids, self.labels, self.position_ids, self.document_ids)), strict=True)
@@ -51,10 +63,24 @@ class Batch:
 
 
 class Loader:
-    """The blended, shuffled, endless order of sequences over in-memory token streams."""
+    """The blended, shuffled, endless order of sequences over token streams."""
 
-    def __init__(self, streams: Mapping[str, TokenStream], weights: Mapping[str, int], seq_len: int, seed: int) -> None:
-        """Raises DataError for a source without any tokens."""
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        weights: Mapping[str, float],
+        seq_len: int,
+        seed: int,
+        *,
+        stages: Mapping[int, Mapping[str, float]] | None = None,
+        max_epochs: Mapping[str, float] | None = None,
+        subset: Mapping[str, float] | None = None,
+    ) -> None:
+        """`weights` are those of `data.mixture.integer_weights`; `stages` change them from a position on; caps and subsets are by source.
+
+        Raises:
+            DataError: a source without any tokens, or weights, stages, caps or subsets that cannot be.
+        """
         self.names = list(streams)
         self.streams = [streams[name] for name in self.names]
         self.seq_len, self.seed = seq_len, seed
@@ -64,22 +90,34 @@ class Loader:
                 raise DataError(
                     f"data.sources.{name}: has no text to train on; check its path, languages and domains, and data.validation_percent"
                 )
-        self.schedule = QuotaSchedule([weights[name] for name in self.names])
-
-    @functools.lru_cache(maxsize=64)  # noqa: B019  one permutation per source and epoch; the loader lives as long as the run
-    def _permutation(self, source: int, epoch: int) -> Int[np.ndarray, " n"]:
-        return np.random.default_rng([self.seed, source, epoch]).permutation(self.counts[source])
+        self.mixture = Mixture(
+            self.names,
+            [Stage.named(start, table, self.names) for start, table in sorted({0: weights, **(stages or {})}.items())],
+            self.counts,
+            [(max_epochs or {}).get(name) for name in self.names],
+            [(subset or {}).get(name, 1.0) for name in self.names],
+        )
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """(source, epoch, index of the sequence in the source) at a position of the global order."""
-        source, turn = self.schedule[position]
-        epoch, place = divmod(turn, self.counts[source])
-        return source, epoch, int(self._permutation(source, epoch)[place])
+        """(source, epoch, index of the sequence in the source) at a position of the global order.
+
+        Raises DataError where the source is exhausted: `mixture.check` tells that before a run.
+        """
+        source, turn = self.mixture.locate(position)
+        epoch, place = divmod(turn, self.mixture.usable[source])
+        return source, epoch, self._shuffled(source, SUBSET)[self._shuffled(source, epoch)[place]]
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019  a few numbers each; the loader lives as long as the run
+    def _shuffled(self, source: int, epoch: int) -> Permutation:
+        """The order of one epoch over the usable sequences; with SUBSET, which of all sequences those are."""
+        length = self.counts[source] if epoch == SUBSET else self.mixture.usable[source]
+        return Permutation(length, self.seed, source, epoch)
 
     def batch(self, position: int, sequences: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """This rank's rows of the global batch of `sequences` sequences that starts at `position`.
+        """This rank's share of the global batch of `sequences` rows at `position`: consecutive rows, in rank order.
 
-        Raises DataError where `sequences` does not divide among the ranks.
+        Raises:
+            DataError: the rows do not divide among the ranks.
         """
         if sequences % world_size:
             raise DataError(
@@ -92,16 +130,33 @@ class Loader:
             rows.append(self.streams[source].sequence(index, self.seq_len))
         return Batch.stack(rows)
 
+    def batches(self, position: int, sequences: int, rank: int = 0, world_size: int = 1, *, workers: int = 0) -> Iterator[Batch]:
+        """`batch` at `position`, `position + sequences`, ... without end; read ahead by `workers` processes, in the same order."""
+        positions = itertools.count(position, sequences)
+        dataset = _Batches(self, sequences, rank, world_size)
+        ahead = AHEAD if workers else None
+        return iter(DataLoader(dataset, batch_size=None, sampler=positions, num_workers=workers, prefetch_factor=ahead))
+
     def epochs(self, position: int) -> dict[str, float]:
-        """How often each source has been read through by the time `position` is reached."""
-        periods, place = divmod(position, self.schedule.period)
-        taken = np.bincount(self.schedule.sources[:place], minlength=len(self.names)) + periods * np.asarray(self.schedule.weights)
-        return {name: float(turns / count) for name, turns, count in zip(self.names, taken, self.counts, strict=True)}
+        """How often each source's usable sequences have been read through by the time `position` is reached."""
+        return self.mixture.epochs(position)
 
     def fingerprint(self) -> str:
         """A digest of everything that the order depends on; a checkpoint holds it."""
-        digest = hashlib.sha256(repr((self.names, self.schedule.weights, self.seq_len, self.seed)).encode())
-        for stream in self.streams:
-            digest.update(stream.tokens.tobytes())
-            digest.update(stream.starts.tobytes())
-        return digest.hexdigest()[:16]
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        order = (self.names, self.mixture.stages, self.mixture.usable, self.seq_len, self.seed)
+        parts = [repr(order), *(stream.digest() for stream in self.streams)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+class _Batches(Dataset[Batch]):
+    """A loader as the map-style data set that torch's worker processes understand: position -> batch."""
+
+    def __init__(self, loader: Loader, sequences: int, rank: int, world_size: int) -> None:
+        self.loader, self.sequences, self.rank, self.world_size = loader, sequences, rank, world_size
+
+    def __getitem__(self, position: int) -> Batch:
+        return self.loader.batch(position, self.sequences, self.rank, self.world_size)

@@ -5,8 +5,10 @@ but the very end. Inside a sequence, positions restart with every document, `doc
 belongs together, and the first token of a document is never a target of the one before.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -24,9 +26,22 @@ class PackedSequence:
     document_ids: Int[np.ndarray, " T"]
 
 
+class Stream(Protocol):
+    """One source of sequences: a `TokenStream` in memory, or `data.shards.ShardedStream` on disk."""
+
+    def num_sequences(self, seq_len: int) -> int:
+        """How many sequences of `seq_len` it gives."""
+
+    def sequence(self, index: int, seq_len: int) -> PackedSequence:
+        """The one at `index`."""
+
+    def digest(self) -> str:
+        """Changes with every token and every document border."""
+
+
 @dataclass(frozen=True)
 class TokenStream:
-    """Documents laid end to end: all tokens, and where each document starts.
+    """Documents laid end to end: all tokens, and where each document starts. The arrays may be memory-mapped files.
 
     Token ids are uint32, since a vocabulary of 100,352 does not fit 16 bits.
     """
@@ -58,15 +73,23 @@ class TokenStream:
         if not 0 <= begin < len(self.tokens):
             raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
         real = min(seq_len, len(window))
-        # owner[t]: which document of the stream the window's token t belongs to
-        owner = np.searchsorted(self.starts, np.arange(begin, begin + len(window)), side="right")
+        # owner[t]: which document the window's token t belongs to, counted from the one that begins or goes on at its first token. Two
+        # look-ups in all of `starts`, which may be a file of millions, then only those inside the window.
+        first, last = np.searchsorted(self.starts, (begin, begin + len(window) - 1), side="right")
+        owner = np.searchsorted(self.starts[first:last], np.arange(begin, begin + len(window)), side="right")
         input_ids = np.full(seq_len, self.eos, dtype=np.int64)
         labels = np.full(seq_len, IGNORE, dtype=np.int64)
-        document_ids = np.full(seq_len, owner[real - 1] - owner[0] + 1, dtype=np.int64)
-        input_ids[:real], document_ids[:real] = window[:real], owner[:real] - owner[0]
+        document_ids = np.full(seq_len, owner[real - 1] + 1, dtype=np.int64)
+        input_ids[:real], document_ids[:real] = window[:real], owner[:real]
         goes_on = owner[1:] == owner[:-1]
         labels[: len(goes_on)] = np.where(goes_on, window[1:], IGNORE)
         return PackedSequence(input_ids, labels, restarting_positions(document_ids), document_ids)
+
+    def digest(self) -> str:
+        """A SHA-256 of tokens and document starts."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.tokens).data)
+        digest.update(np.ascontiguousarray(self.starts).data)
+        return digest.hexdigest()
 
 
 def restarting_positions(document_ids: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:

@@ -11,15 +11,17 @@ import itertools
 import json
 import random
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slm2_minimal.config import DataError, MissingExtraError
 
 CORPUS_DIR = Path(__file__).parent / "corpus"
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+MAX_LINE_BYTES = 64 * 2**20  # a longer line of JSON is no document; it is passed over without being held in memory
 LANGUAGES = ("en", "de", "es", "fr", "it", "nl", "pt")  # the report's seven; the embedded corpus also has "code" and "math"
 
 
@@ -43,27 +45,38 @@ def load_corpus(
 ) -> list[Document]:
     """The embedded corpus, or the documents at `path`, narrowed to some languages and domains, at most `limit` of them.
 
-    `path` is a .txt, .jsonl, .jsonl.gz or .parquet file, a folder of such files, or a Hub id, `owner/name` or
+    `path` is a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of such files, or a Hub id, `owner/name` or
     `owner/name:configuration`, streamed through `datasets`. A text file is one document; records need a field `text`,
     and may have `id`, `language`, `domain` and `title`.
 
     Raises:
         DataError: nothing there, or nothing that can be read as text; the message names the file and line.
     """
-    for name, names in (("languages", languages), ("domains", domains)):
-        if isinstance(names, str):  # a string is a collection too, of its letters
-            raise DataError(f"{name} = {names!r}: must be a list of names; write [{names!r}]")
-    found: Iterator[Document] = _embedded() if path is None else _documents_at(path)
-    chosen = (
-        document
-        for document in found
-        if (languages is None or document.language in languages) and (domains is None or document.domain in domains)
-    )
-    documents = list(itertools.islice(chosen, limit))
+    documents = list(itertools.islice(stream_corpus(path, languages=languages, domains=domains), limit))
     if not documents:
         asked = f"languages = {sorted(languages) if languages else 'all'}, domains = {sorted(domains) if domains else 'all'}"
         raise DataError(f"corpus = {'embedded' if path is None else str(path)!r}: no document with {asked}; check the names and the path")
     return documents
+
+
+def stream_corpus(
+    path: str | Path | None = None,
+    *,
+    languages: Collection[str] | None = None,
+    domains: Collection[str] | None = None,
+    skipped: Counter[str] | None = None,
+) -> Iterator[Document]:
+    """`load_corpus` one document at a time, in a fixed order, holding one record in memory.
+
+    With `skipped`, a record that cannot be used (not UTF-8, not JSON, no text, an over-long line) is passed over and counted there by its
+    reason. Without, it is an error, as are missing and damaged files in either case.
+    """
+    for name, names in (("languages", languages), ("domains", domains)):
+        if isinstance(names, str):  # a string is a collection too, of its letters
+            raise DataError(f"{name} = {names!r}: must be a list of names; write [{names!r}]")
+    for document in _embedded() if path is None else _documents_at(path, skipped):
+        if (languages is None or document.language in languages) and (domains is None or document.domain in domains):
+            yield document
 
 
 def is_validation(document_id: str, percent: int) -> bool:
@@ -90,64 +103,114 @@ def _exercise(rng: random.Random, largest: int) -> str:
 
 def _embedded() -> Iterator[Document]:
     for name in (*LANGUAGES, "code"):
-        yield from _records(CORPUS_DIR / f"{name}.jsonl")
+        yield from _records(CORPUS_DIR / f"{name}.jsonl", None)
     yield from arithmetic(100)
 
 
-def _documents_at(path: str | Path) -> Iterator[Document]:
+def _documents_at(path: str | Path, skipped: Counter[str] | None) -> Iterator[Document]:
     local = Path(path)
-    if local.is_dir():
-        files = sorted(file for file in local.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
-        if not files:
-            raise DataError(f"path = {str(path)!r}: no .txt, .jsonl, .jsonl.gz or .parquet file in this folder")
-        for file in files:
-            yield from _file(file)
-    elif local.exists():
-        yield from _file(local)
+    if local.exists():
+        for file in text_files(local):
+            yield from _file(file, skipped)
     elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/")) and not path.endswith(SUFFIXES):
-        yield from _hub(path)
+        yield from _hub(path, skipped)
     else:
         raise DataError(f"path = {str(path)!r}: no such file or folder; give one, or a Hub id owner/name")
 
 
-def _file(path: Path) -> Iterator[Document]:
+def text_files(path: Path) -> list[Path]:
+    """The files of a folder that can be read, sorted; a file is its own list. Raises DataError for a folder without any."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    if not files:
+        raise DataError(f"path = {str(path)!r}: no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file in this folder")
+    return files
+
+
+def _file(path: Path, skipped: Counter[str] | None) -> Iterator[Document]:
     if path.name.endswith(".parquet"):
         library = _datasets(str(path))
         try:
             dataset = library.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from None
-        yield from _rows(dataset, str(path), path.stem)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _records(path)
+        yield from _rows(dataset, str(path), path.stem, skipped)
+    elif path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        yield from _records(path, skipped)
     elif path.name.endswith(".txt"):
         try:
-            yield Document(path.stem, "und", "text", path.stem, path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv") from None
+            _skip(skipped, "not UTF-8", f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv")
+            return
         except OSError as error:
             raise _damaged(path, error) from None
+        yield Document(path.stem, "und", "text", path.stem, text)
     else:
-        raise DataError(f"path = {str(path)!r}: unknown kind of file; give .txt, .jsonl, .jsonl.gz or .parquet")
+        raise DataError(f"path = {str(path)!r}: unknown kind of file; give {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
-def _records(path: Path) -> Iterator[Document]:
-    """JSON Lines, plain or gzipped, one object a line."""
+def _records(path: Path, skipped: Counter[str] | None) -> Iterator[Document]:
+    """JSON Lines, plain or compressed, one object a line."""
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield _document(json.loads(line.decode("utf-8")), f"{path}:{number}", f"{path.stem}-{number}")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}:{number}: not UTF-8; convert the file, for example with iconv") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: not JSON ({error.msg}); every line must be one object") from None
+        with _opened(path) as file:
+            for number, line in enumerate(_lines(file), 1):
+                where = f"{path}:{number}"
+                if line is None:
+                    _skip(skipped, "line too long", f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; every line must be one document")
+                elif line.strip():
+                    yield from _parsed(line, where, f"{path.stem}-{number}", skipped)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read after line {number} ({error}); check or copy the file again") from None
 
 
-def _hub(name: str) -> Iterator[Document]:
+def _opened(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed by its ending."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        try:
+            import pyarrow
+        except ImportError:
+            raise MissingExtraError("pyarrow", "hf", f"reading {path}") from None
+        return pyarrow.input_stream(str(path), compression="zstd")
+    return path.open("rb")
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """The lines of a file; None for one that is longer than MAX_LINE_BYTES, of which never more than that is held."""
+    while line := file.readline(MAX_LINE_BYTES):
+        if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+            pass
+        yield None
+
+
+def _parsed(line: bytes, where: str, default_id: str, skipped: Counter[str] | None) -> Iterator[Document]:
+    """The document of one line, or nothing where the line is passed over."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        _skip(skipped, "not UTF-8", f"{where}: not UTF-8; convert the file, for example with iconv")
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        _skip(skipped, "not JSON", f"{where}: not JSON ({reason}); every line must be one object")
+    else:
+        yield from _document(record, where, default_id, skipped)
+
+
+def _skip(skipped: Counter[str] | None, reason: str, message: str) -> None:
+    """Count a record that cannot be used, or refuse it where nobody counts."""
+    if skipped is None:
+        raise DataError(message)
+    skipped[reason] += 1
+
+
+def _hub(name: str, skipped: Counter[str] | None) -> Iterator[Document]:
     repository, _, configuration = name.partition(":")
     library = _datasets(name)
     try:
@@ -158,13 +221,13 @@ def _hub(name: str) -> Iterator[Document]:
             f"path = {name!r}: neither a local file nor to be had from the Hub ({reason}); "
             "gated sets need `hf auth login` and consent on their page"
         ) from None
-    yield from _rows(dataset, name, repository.rpartition("/")[2])
+    yield from _rows(dataset, name, repository.rpartition("/")[2], skipped)
 
 
-def _rows(dataset: Any, where: str, stem: str) -> Iterator[Document]:
+def _rows(dataset: Any, where: str, stem: str, skipped: Counter[str] | None) -> Iterator[Document]:
     try:
         for number, row in enumerate(dataset):
-            yield _document(row, f"{where}, row {number}", f"{stem}-{number}")
+            yield from _document(row, f"{where}, row {number}", f"{stem}-{number}", skipped)
     except DataError:
         raise
     except (OSError, ValueError) as error:  # what datasets and pyarrow raise for damaged files
@@ -176,12 +239,13 @@ def _damaged(where: str | Path, error: Exception) -> DataError:
     return DataError(f"{where}: cannot be read ({reason}); check or copy it again")
 
 
-def _document(record: Any, where: str, default_id: str) -> Document:
+def _document(record: Any, where: str, default_id: str, skipped: Counter[str] | None) -> Iterator[Document]:
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise DataError(f"{where}: has no field 'text' that holds a string; rename the field, or leave the record out")
+        _skip(skipped, "no text", f"{where}: has no field 'text' that holds a string; rename the field, or leave the record out")
+        return
     field = {key: str(record.get(key) or default) for key, default in
              (("id", default_id), ("language", "und"), ("domain", "text"), ("title", ""))}  # fmt: skip
-    return Document(**field, text=record["text"])
+    yield Document(**field, text=record["text"])
 
 
 def _datasets(what: str) -> Any:

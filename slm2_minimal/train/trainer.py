@@ -47,10 +47,11 @@ def accumulate_gradients(model: StableLM2, batches: list[Batch], device: torch.d
     valid = max(1, sum(batch.valid_tokens for batch in batches))
     total = torch.zeros((), device=device)
     for batch in batches:
-        batch = batch.to(device)
+        document_ids = batch.attention_ids  # asked before the move: the answer lies on the host
+        batch, document_ids = batch.to(device), None if document_ids is None else document_ids.to(device)
         with autocast(device, dtype):
             head = partial(summed_cross_entropy, labels=batch.labels)
-            loss = model(batch.input_ids, batch.position_ids, batch.document_ids, head=head) / valid
+            loss = model(batch.input_ids, batch.position_ids, document_ids, head=head) / valid
         loss.backward()
         total += loss.detach()
     return total
@@ -73,9 +74,9 @@ class Trainer:
         data = assemble(config.data, self.tokenizer)
         self.loader = data.loader
         self.sets = {
-            language: ValidationSet.build(held_out, data.training[language], config.model.vocab_size, config.data.seq_len, rows=16)
+            language: ValidationSet.build(held_out, data.token_counts[language], config.data.seq_len, rows=16)
             for language, held_out in data.held_out.items()
-            if language in data.training
+            if language in data.token_counts
         }
         generator = torch.Generator().manual_seed(config.train.seed)
         self.model = StableLM2(config.model)
@@ -84,6 +85,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.run_dir = Path(config.train.output_dir)
         self.rows = config.train.global_batch_tokens // config.data.seq_len
+        self.loader.mixture.check(config.train.steps * self.rows)
+        self._batches: Iterator[Batch] | None = None
         self.step, self.position, self.saved_step = 0, 0, -1
         self.stop_requested = False
         self.best: dict[str, Any] = {}
@@ -113,7 +116,9 @@ class Trainer:
         Raises:
             TrainingError: loss or gradient is not finite; model and optimizer are as before the step.
         """
-        batch = self.loader.batch(self.position, self.rows)
+        if self._batches is None:
+            self._batches = self.loader.batches(self.position, self.rows, workers=self.config.data.workers)
+        batch = next(self._batches)
         loss = accumulate_gradients(self.model, batch.split(self.config.train.micro_batch_size), self.device, self.dtype)
         norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
         values = {"loss": loss.item(), "grad_norm": norm.item(), "rate": learning_rate(self.step, self.config.schedule)}
@@ -211,7 +216,7 @@ class Trainer:
             warnings.warn(
                 f"{folder} was trained in {state['dtype']}, this machine goes on in {self.dtype}: not bitwise the same run", stacklevel=3
             )
-        self.step, self.position = state["step"], state["data_position"]
+        self.step, self.position, self._batches = state["step"], state["data_position"], None
 
     def _check_same_run(self, folder: Path, state: dict[str, Any]) -> None:
         """Everything that changes what the run computes must be as it was; how often it logs, and its length, may change."""
@@ -229,6 +234,8 @@ class Trainer:
         theirs, ours = (json.loads(json.dumps(config)) for config in (state["config"], self.config.to_dict()))
         for config in (theirs, ours):
             config["train"] = {key: value for key, value in config["train"].items() if key not in free}
+            config["data"] = {key: value for key, value in config["data"].items() if key not in ("prepared", "verify", "workers")}
+            config.pop("prepare", None)  # what the data holds is in its fingerprint
         field, saved, here = checkpoint.first_difference(theirs, ours)
         if field:
             raise CheckpointError(

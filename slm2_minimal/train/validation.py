@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm2_minimal.data.loader import Batch
@@ -24,19 +24,19 @@ class ValidationSet:
     unigram_loss: float
 
     @classmethod
-    def build(cls, held_out: TokenStream, training: TokenStream, vocab_size: int, seq_len: int, rows: int) -> "ValidationSet":
-        """Cut `held_out` into batches of up to `rows` rows and score the unigram of `training` on the same targets."""
+    def build(cls, held_out: TokenStream, counts: Int[np.ndarray, " ids"], seq_len: int, rows: int) -> "ValidationSet":
+        """Cut `held_out` into batches of up to `rows` rows and score the unigram of the training text's `counts` on the same targets."""
         sequences = [held_out.sequence(i, seq_len) for i in range(held_out.num_sequences(seq_len))]
         batches = [Batch.stack(sequences[i : i + rows]) for i in range(0, len(sequences), rows)]
-        log_p = unigram(training, vocab_size)
+        log_p = unigram(counts)
         targets = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
         return cls(batches, -float(log_p[targets].mean()))
 
 
-def unigram(training: TokenStream, vocab_size: int) -> Float[Tensor, " V"]:
-    """Log-probability of each id by its count in the training text, one added to every count."""
-    counts = torch.from_numpy(np.bincount(training.tokens, minlength=vocab_size)).double() + 1
-    return (counts / counts.sum()).log()
+def unigram(counts: Int[np.ndarray, " ids"]) -> Float[Tensor, " ids"]:
+    """Log-probability of each of the tokenizer's ids by its count in the training text, one added to every count."""
+    smoothed = torch.from_numpy(counts).double() + 1
+    return (smoothed / smoothed.sum()).log()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from slm2_minimal.config import ConfigError, DataConfig, DataError, SourceConfig
@@ -48,15 +49,15 @@ def test_what_goes_where(en: str, de: str, tiny: SentencePieceTokenizer) -> None
     data = assemble(config(first=SourceConfig(path=en, weight=3), second=SourceConfig(path=de)), tiny)
     assert 4 <= len(HELD_OUT) <= 12
     assert data.loader.names == ["first", "second"]
-    assert data.loader.schedule.weights == [3, 1]
+    assert data.loader.mixture.stages[0].weights == (3, 1)
     assert (data.loader.seq_len, data.loader.seed) == (16, 1234)
     kept = [i for i in IDS if i not in HELD_OUT]
     for language, stream in zip(("en", "de"), data.loader.streams, strict=True):
         assert texts(stream, tiny) == [f"{language} {i}" for i in kept]
-        assert texts(data.training[language], tiny) == [f"{language} {i}" for i in kept]
+        assert data.token_counts[language].tolist() == np.bincount(stream.tokens, minlength=tiny.vocab_size).tolist()
         assert texts(data.held_out[language], tiny) == [f"{language} {i}" for i in HELD_OUT]
         assert stream.eos == tiny.eos_token_id
-    assert sorted(data.held_out) == sorted(data.training) == ["de", "en"]
+    assert sorted(data.held_out) == sorted(data.token_counts) == ["de", "en"]
 
 
 def test_overlapping_sources_are_scored_once(en: str, de: str, tiny: SentencePieceTokenizer, tmp_path: Path) -> None:
@@ -90,7 +91,7 @@ def test_sources_can_be_narrowed(tmp_path: Path, tiny: SentencePieceTokenizer) -
     write(tmp_path / "a.jsonl", IDS, "en")
     write(tmp_path / "b.jsonl", IDS, "de")
     data = assemble(config(only=SourceConfig(path=str(tmp_path), languages=("de",))), tiny)
-    assert list(data.held_out) == list(data.training) == ["de"]
+    assert list(data.held_out) == list(data.token_counts) == ["de"]
 
 
 def test_the_tiny_preset(tiny: SentencePieceTokenizer) -> None:
@@ -98,7 +99,7 @@ def test_the_tiny_preset(tiny: SentencePieceTokenizer) -> None:
     data = assemble(DataConfig.preset("tiny"), tiny)
     names = ["en", "de", "es", "fr", "it", "nl", "pt", "code", "math"]
     assert data.loader.names == names
-    assert sorted(data.held_out) == sorted(data.training) == sorted(names)
+    assert sorted(data.held_out) == sorted(data.token_counts) == sorted(names)
     documents = load_corpus()
     held_out = {document.text for document in documents if is_validation(document.id, 10)}
     trained: set[str] = set()

@@ -31,7 +31,8 @@ def stream(length: int, first: int) -> TokenStream:
 
 
 def make(lengths: Mapping[str, int] = LENGTHS, weights: Mapping[str, int] = WEIGHTS, seq_len: int = SEQ_LEN, seed: int = 7) -> Loader:
-    return Loader({name: stream(n, 1000 * i + 1) for i, (name, n) in enumerate(lengths.items())}, weights, seq_len, seed)
+    streams = {name: stream(n, 1000 * i + 1) for i, (name, n) in enumerate(lengths.items())}
+    return Loader(streams, {name: weight for name, weight in weights.items() if name in lengths}, seq_len, seed)
 
 
 def same(a: Batch, b: Batch) -> bool:

@@ -350,7 +350,7 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
     assert "no such file or folder" in complaint(lambda: load_corpus(tmp_path / "nowhere.jsonl"))
     assert "no such file or folder" in complaint(lambda: load_corpus("texts/nowhere.jsonl"))
     assert "no such file or folder" in complaint(lambda: load_corpus("./owner/name"))
-    assert "no .txt, .jsonl, .jsonl.gz or .parquet file in this folder" in complaint(lambda: load_corpus(tmp_path))
+    assert "no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file in this folder" in complaint(lambda: load_corpus(tmp_path))
     (tmp_path / "a.csv").write_text("text\nx\n")
     assert "unknown kind of file" in complaint(lambda: load_corpus(tmp_path / "a.csv"))
     (tmp_path / "a.jsonl").write_text("\n\n")
