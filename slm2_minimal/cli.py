@@ -4,6 +4,7 @@ Exit codes: 0 success, 2 something the user can mend (one line on stderr), 1 a f
 """
 
 import argparse
+import functools
 import json
 import shlex
 import sys
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, words = _parser(), list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(words)
     try:
-        if options.command != "train" and rest:
+        if options.command not in ("train", "prepare") and rest:
             raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
         options.call(options, rest)
     except UserError as error:
@@ -43,16 +44,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="slm2", description="Stable LM 2 from scratch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
-        "train",
-        help="train a model from a preset or a TOML file, or go on where a run stopped",
-        epilog="Any key of the configuration can be laid over: --section.field VALUE. With the preset 'tiny' they are:\n  "
-        + "\n  ".join(_all_keys(RunConfig.preset("tiny").to_dict())),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    train.add_argument("config", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or a .toml file")
-    train.set_defaults(call=_train)
+    epilog = "Any key of the configuration can be laid over: --section.field VALUE. With the preset 'tiny' they are:\n  "
+    epilog += "\n  ".join(_all_keys(RunConfig.preset("tiny").to_dict()))
+    for name, call, summary in (
+        ("prepare", _prepare, "clean and tokenise the sources of a preset or a TOML file into shards, or go on where it was stopped"),
+        ("train", _train, "train a model from a preset or a TOML file, or go on where a run stopped"),
+    ):
+        command = commands.add_parser(
+            name, help=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        command.add_argument("config", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or a .toml file")
+        command.set_defaults(call=call)
 
     generate = commands.add_parser("generate", help="continue a prompt with a trained model", allow_abbrev=False)
     generate.add_argument(
@@ -83,6 +85,12 @@ def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             yield f"{prefix}{key} " + ("(not set)" if value is None else shlex.quote(text))
+
+
+def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.data.prepare import prepare
+
+    prepare(RunConfig.load(options.config, parse_overrides(rest)), say=functools.partial(print, flush=True))
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:

@@ -16,6 +16,7 @@ from slm2_minimal.config import (
     MissingExtraError,
     ModelConfig,
     OptimizerConfig,
+    PrepareConfig,
     RunConfig,
     ScheduleConfig,
     SourceConfig,
@@ -24,6 +25,7 @@ from slm2_minimal.config import (
     parse_overrides,
     preset_names,
     read_toml,
+    whole_file,
 )
 
 FULL = "stablelm-2-1_6b"
@@ -206,7 +208,19 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
     (DataConfig, {"validation_percent": 100}, "data.validation_percent = 100", "less than 100"),
     (DataConfig, {"tokenizer": 3}, "data.tokenizer = 3", "valid string"),
     (DataConfig, {"sources": 3}, "data.sources = 3", "dictionary"),
-    (SourceConfig, {"weight": 0.5}, "source.weight = 0.5", "valid integer"),
+    (DataConfig, {"temperature": 0.0}, "data.temperature = 0.0", "greater than 0"),
+    (DataConfig, {"verify": "often"}, "data.verify = 'often'", "'bytes' or 'sizes'"),
+    (DataConfig, {"workers": -1}, "data.workers = -1", "greater than or equal to 0"),
+    (SourceConfig, {"weight": 0}, "source.weight = 0", "greater than 0"),
+    (SourceConfig, {"weight": -0.5}, "source.weight = -0.5", "greater than 0"),
+    (SourceConfig, {"weight": float("nan")}, "source.weight = nan", "greater than 0"),
+    (SourceConfig, {"weight": "much"}, "source.weight = 'much'", "valid"),
+    (SourceConfig, {"subset": 1.5}, "source.subset = 1.5", "less than or equal to 1"),
+    (SourceConfig, {"max_epochs": 0.0}, "source.max_epochs = 0.0", "greater than 0"),
+    (PrepareConfig, {"duplicates": "some"}, "prepare.duplicates = 'some'", "'near', 'exact' or 'keep'"),
+    (PrepareConfig, {"similarity": 1.0}, "prepare.similarity = 1.0", "less than 1"),
+    (PrepareConfig, {"contaminated": "burn"}, "prepare.contaminated = 'burn'", "'drop' or 'cut'"),
+    (PrepareConfig, {"shard_megabytes": 0}, "prepare.shard_megabytes = 0", "greater than 0"),
     (SourceConfig, {"languages": "en"}, "source.languages = 'en'", "should be a list"),
     (TrainConfig, {"steps": "10"}, "train.steps = '10'", "valid integer"),
     (TrainConfig, {"device": "tpu"}, "train.device = 'tpu'", "'auto', 'cpu' or 'cuda'"),
@@ -232,6 +246,15 @@ WRONG_TABLES: list[tuple[dict[str, Any], str, str]] = [
     ({"data": {"sources": {"web": 3}}}, "data.sources.web = 3", "must be a table"),
     ({"data": {"sources": {"web": {"weights": 3}}}}, "data.sources.web.weights = 3", "did you mean 'weight'"),
     ({"data": {"sources": {"web": {"weight": -3}}}}, "data.sources.web.weight = -3", "greater than 0"),
+    ({"data": {"stages": 3}}, "data.stages = 3", "should be a list"),
+    ({"data": {"stages": [3]}}, "data.stages[0] = 3", "must be a table"),
+    ({"data": {"stages": [{"start_tokens": 4096}]}}, "data.stages[0].weights = nothing", "must be given"),
+    ({"data": {"stages": [{"start_tokens": 5000, "weights": {}}]}}, "data.stages[0].start_tokens = 5000", "the nearest is 4096"),
+    (
+        {"data": {"temperature": 2.0, "stages": [{"start_tokens": 4096, "weights": {"a": 1}}]}},
+        "data.temperature = 2.0",
+        "leave out data.stages",
+    ),
     ({"data": {"sources": {"web": {"languages": "de"}}}}, "data.sources.web.languages = 'de'", "should be a list"),
 ]
 
@@ -365,3 +388,34 @@ def test_an_override_adds_a_source() -> None:
 )
 def test_overrides_that_cannot_be(key: str, value: Any, place: str) -> None:
     assert complaint(lambda: RunConfig.load("tiny", {key: value})).startswith(place)
+
+
+def test_shares_and_parts_stay_what_they_are(tmp_path: Path) -> None:
+    """2 is a part and 0.5 a share; a float that happens to be whole is a share too."""
+    path = tmp_path / "run.toml"
+    path.write_text("[data.sources]\na = {weight = 2}\nb = {weight = 0.5}\nc = {weight = 1.0}\n")
+    weights = [source.weight for source in RunConfig.load(path).data.sources.values()]
+    assert [(type(weight), weight) for weight in weights] == [(int, 2), (float, 0.5), (float, 1.0)]
+
+
+# Files that are whole or absent
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with whole_file(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"), whole_file(path) as file:
+        file.write(b"half")
+        raise OSError("disk full")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, Strict
 
 from slm2_minimal.config.errors import CheckpointError, ConfigError, DataError, MissingExtraError, UserError
-from slm2_minimal.config.files import PRESET_DIR, lay_over, parse_overrides, preset_names, preset_path, read_toml
+from slm2_minimal.config.files import PRESET_DIR, lay_over, parse_overrides, preset_names, preset_path, read_toml, whole_file
 from slm2_minimal.config.section import did_you_mean, section
 
 __all__ = [
     "PRESET_DIR", "CheckpointError", "ConfigError", "DataConfig", "DataError", "MissingExtraError", "ModelConfig", "OptimizerConfig",
     "PrepareConfig", "RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig", "UserError", "parse_overrides",
-    "preset_names", "preset_path", "read_toml",
+    "preset_names", "preset_path", "read_toml", "whole_file",
 ]  # fmt: skip
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -168,7 +168,8 @@ class OptimizerConfig(_Preset):
 
 @section
 class SourceConfig:
-    """One source of text: the embedded corpus, or a file, folder or Hub id, narrowed by language and domain.
+    """One source of text: the embedded corpus, or a file, folder or Hub id, narrowed by language and domain. Its records have their text in
+    `text_field`.
 
     `weight` is an integer, a part of the sum of all, or a share, and then all shares sum to 1. `subset` is the share of the source's
     sequences that is read at all (an epoch count below 1 in the report's Table 1), `max_epochs` how often those may be read: about 4
@@ -177,8 +178,9 @@ class SourceConfig:
 
     _table = "source"
 
-    weight: PositiveInt | PositiveFloat = 1
+    weight: Annotated[int | float, Field(gt=0, lt=float("inf"))] = 1
     path: str | None = None
+    text_field: str = "text"
     languages: Strings | None = None
     domains: Strings | None = None
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -234,17 +236,17 @@ class DataConfig(_Preset):
 class PrepareConfig(_Preset):
     """What `slm2 prepare` does between raw text and shards (the report's section 2.1 names the sources; these steps are the field's).
 
-    Documents outside `min_characters` .. `max_characters` are left out, then duplicates: `similarity` is the Jaccard similarity of
-    `shingle_words`-word shingles at which MinHash finds about half of all pairs. `benchmarks` names evaluation sets, each a file, folder
-    or Hub id: a document that shares `ngram_words` words in a row with one is dropped, or the shared place is cut out.
+    Documents outside `min_characters` .. `max_characters` are left out, then duplicates, exact ones or near ones too: `similarity` is the
+    Jaccard similarity of `shingle_words`-word shingles at which MinHash finds about half of all pairs. `benchmarks` names evaluation
+    sets, each a file, folder or Hub id: a document that shares `ngram_words` words in a row with one is dropped, or the shared place is
+    cut out. A shard is made of about `shard_megabytes` of text. `workers` processes share the work; 0 means one per core.
     """
 
     _table = "prepare"
 
     min_characters: PositiveInt = 20
     max_characters: PositiveInt = 10_000_000
-    exact_duplicates: bool = True
-    near_duplicates: bool = True
+    duplicates: Literal["near", "exact", "keep"] = "near"
     similarity: Annotated[float, Field(gt=0, lt=1)] = 0.8
     permutations: PositiveInt = 128
     shingle_words: PositiveInt = 5

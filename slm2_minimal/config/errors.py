@@ -22,3 +22,6 @@ class MissingExtraError(UserError):
 
     def __init__(self, package: str, extra: str, why: str) -> None:
         super().__init__(f"{why} needs the package {package!r}: pip install 'slm2-minimal[{extra}]'")
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
+        return UserError, (str(self),)  # so that it can come from another process

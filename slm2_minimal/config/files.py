@@ -1,9 +1,11 @@
-"""Where a configuration comes from: presets, TOML files, and overrides from the command line."""
+"""Where a configuration comes from: presets, TOML files, and overrides from the command line. And files that are whole or absent."""
 
+import os
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slm2_minimal.config.errors import ConfigError
 
@@ -63,3 +65,18 @@ def lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(tables, dict):
             raise ConfigError(f"{key} = {value!r}: {parent!r} has no fields of its own; name a field that exists")
     tables[last] = value
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears under its name when the block ends well, on disk and complete, or else not at all."""
+    part = Path(f"{path}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

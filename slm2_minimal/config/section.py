@@ -36,6 +36,8 @@ def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
         return first["msg"].removeprefix("Value error, ")
     name = str(first["loc"][0])
     field = f"{cls._table}.{name}"
+    if first["type"] == "missing":
+        return f"{field} = nothing: must be given"
     if first["type"] == "unexpected_keyword_argument":
         return f"{field} = {first['input']!r}: unknown key; {did_you_mean(name, [f.name for f in dataclasses.fields(cls)])}"
     return f"{field} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:].replace('valid tuple', 'list')}"

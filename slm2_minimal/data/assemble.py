@@ -15,7 +15,8 @@ from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.mixture import temperature_shares
 from slm2_minimal.data.packing import Stream, TokenStream
 from slm2_minimal.data.shards import open_prepared
-from slm2_minimal.text.corpus import Document, is_validation, load_corpus
+from slm2_minimal.data.units import read_source
+from slm2_minimal.text.corpus import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer
 
 TokenCounts = Int[np.ndarray, " V"]
@@ -49,7 +50,9 @@ def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
     token_counts: dict[str, TokenCounts] = {}
     seen: set[Document] = set()  # sources may overlap; a held-out document is scored once
     for name, source in config.sources.items():
-        documents = load_corpus(source.path, languages=source.languages, domains=source.domains)
+        documents = list(read_source(source))
+        if not documents:
+            raise DataError(f"data.sources.{name}: no document in {source.path or 'the corpus'}; check its path, languages and domains")
         kept = [document for document in documents if not is_validation(document.id, config.validation_percent)]
         ids = tokenizer.encode_batch([document.text for document in kept])
         streams[name] = TokenStream.from_documents(ids, tokenizer.eos_token_id)

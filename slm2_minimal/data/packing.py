@@ -51,12 +51,19 @@ class TokenStream:
     eos: int
 
     @classmethod
-    def from_documents(cls, documents: Iterable[Sequence[int]], eos: int) -> "TokenStream":
-        """Lay out token-id lists, each followed by `eos`. Empty documents are left out: an `eos` alone teaches nothing."""
-        closed = [np.asarray([*document, eos], dtype=np.uint32) for document in documents if len(document)]
-        lengths = np.asarray([len(document) for document in closed], dtype=np.int64)
-        tokens = np.concatenate(closed) if closed else np.zeros(0, dtype=np.uint32)
-        return cls(tokens, np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64) if closed else lengths, eos)
+    def from_documents(cls, documents: Iterable[Sequence[int] | np.ndarray], eos: int) -> "TokenStream":
+        """Lay out lists or arrays of token ids, each followed by `eos`. Empty documents are left out: an `eos` alone teaches nothing."""
+        arrays, end = [np.asarray(document, dtype=np.uint32) for document in documents if len(document)], np.asarray([eos], dtype=np.uint32)
+        lengths = np.asarray([len(array) + 1 for array in arrays], dtype=np.int64)
+        tokens = np.concatenate([np.zeros(0, dtype=np.uint32), *(part for array in arrays for part in (array, end))])
+        return cls(tokens, np.cumsum(lengths) - lengths, eos)
+
+    @classmethod
+    def joined(cls, streams: Sequence["TokenStream"]) -> "TokenStream":
+        """One stream after the other; at least one."""
+        ends = np.cumsum([0, *(len(stream.tokens) for stream in streams)])
+        starts = [stream.starts + end for stream, end in zip(streams, ends, strict=False)]
+        return cls(np.concatenate([stream.tokens for stream in streams]), np.concatenate(starts), streams[0].eos)
 
     def num_sequences(self, seq_len: int) -> int:
         """How many sequences of `seq_len` the stream gives, the last one padded."""

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import os
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from jaxtyping import Int
 
-from slm2_minimal.config import DataConfig, DataError
+from slm2_minimal.config import DataConfig, DataError, whole_file
 from slm2_minimal.data.packing import PackedSequence, TokenStream
 from slm2_minimal.text.tokenizer import Tokenizer
 
-MANIFEST, COUNTS, FORMAT = "manifest.json", "token_counts.npz", 1
+MANIFEST, COUNTS, FORMAT = "manifest.json", "token_counts.safetensors", 1
 OPEN_SHARDS = 1024  # memory maps held at a time by one process; the system allows some 65,000
 
 
@@ -44,17 +44,20 @@ class Shard:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file that appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with whole_file(path) as file:
         np.save(file, array, allow_pickle=False)
-    os.replace(part, path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as one safetensors file that appears whole or not at all."""
+    with whole_file(path) as file:
+        file.write(safetensors.numpy.save(dict(arrays)))
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
@@ -86,23 +89,26 @@ class ShardedStream:
 
     def __init__(self, folder: Path, shards: Iterable[Shard], eos: int) -> None:
         self.folder, self.shards, self.eos = str(folder), [shard for shard in shards if shard.tokens], eos
+        self._ends_by_length: dict[int, Int[np.ndarray, " shards"]] = {}
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  as many sequence lengths as a run uses
-    def _ends(self, seq_len: int) -> list[int]:
+    def _ends(self, seq_len: int) -> Int[np.ndarray, " shards"]:
         """How many sequences the shards up to and including each one give."""
-        return np.cumsum([-(-shard.tokens // seq_len) for shard in self.shards]).tolist()
+        if seq_len not in self._ends_by_length:
+            counts = [-(-shard.tokens // seq_len) for shard in self.shards]
+            self._ends_by_length[seq_len] = np.cumsum(counts, dtype=np.int64)
+        return self._ends_by_length[seq_len]
 
     def num_sequences(self, seq_len: int) -> int:
         """How many sequences of `seq_len` the source gives."""
-        return self._ends(seq_len)[-1] if self.shards else 0
+        return int(self._ends(seq_len)[-1]) if self.shards else 0
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
         """The sequence at `index`, as `TokenStream.sequence` cuts it from its shard."""
         ends = self._ends(seq_len)
         if not 0 <= index < self.num_sequences(seq_len):
             raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
-        number = bisect_right(ends, index)
-        before = ends[number - 1] if number else 0
+        number = int(np.searchsorted(ends, index, side="right"))
+        before = int(ends[number - 1]) if number else 0
         return _mapped(self.folder, self.shards[number].files, self.eos).sequence(index - before, seq_len)
 
     def digest(self) -> str:
@@ -149,9 +155,7 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
     ours, theirs = how_sources_are_read(config), manifest["read"]
     for name, source in ours["sources"].items():
         if name not in theirs["sources"]:
-            raise DataError(
-                f"data.sources.{name}: not in {folder}, which has {', '.join(theirs['sources'])}; prepare another folder with it"
-            )
+            raise DataError(f"data.sources.{name}: {folder} has only {', '.join(theirs['sources'])}; prepare another folder with it")
         if source != theirs["sources"][name]:
             raise DataError(f"data.sources.{name} = {source}: {folder} was prepared from {theirs['sources'][name]}; prepare another folder")
     if ours["validation_percent"] != theirs["validation_percent"]:
@@ -178,7 +182,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         number = manifest["format"]
     except OSError as error:
         raise DataError(
-            f"data.prepared = {str(folder)!r}: {MANIFEST}: {error.strerror}; run `slm2 prepare` with this configuration"
+            f"data.prepared = {str(folder)!r}: {MANIFEST}: {error.strerror}; run slm2 prepare with this configuration"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise DataError(f"data.prepared = {str(folder)!r}: {MANIFEST} is damaged; copy it again, or prepare another folder") from None
@@ -203,7 +207,7 @@ def _complaint(folder: Path, shard: Shard, every_byte: bool) -> str:
     for name, length, kind in zip(shard.files, (shard.tokens, shard.documents), (np.uint32, np.int64), strict=True):
         try:
             array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             return f"{name} is missing or cut short ({str(error).splitlines()[0]})"
         if array.shape != (length,) or array.dtype != kind:
             return f"{name} holds {array.shape} of {array.dtype}, not {(length,)} of {np.dtype(kind)}"
@@ -216,8 +220,7 @@ def _read_counts(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Int[np.
     try:
         if sha256(folder / COUNTS) != manifest["token_counts"]:
             raise ValueError("its SHA-256 is not the manifest's")
-        with np.load(folder / COUNTS, allow_pickle=False) as counts:
-            return dict(counts)
+        return safetensors.numpy.load_file(folder / COUNTS)
     except (OSError, ValueError) as error:
         raise DataError(
             f"data.prepared = {str(folder)!r}: {COUNTS} is missing or altered ({error}); copy that file again, or prepare another folder"

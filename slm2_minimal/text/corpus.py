@@ -7,6 +7,7 @@ let languages be compared fairly.
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import random
@@ -34,6 +35,20 @@ class Document:
     domain: str
     title: str
     text: str
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How records are read: the field that has the text, and where those that cannot be used are counted, if anywhere."""
+
+    text_field: str = "text"
+    skipped: Counter[str] | None = None
+
+    def skip(self, reason: str, message: str) -> None:
+        """Count a record that cannot be used, or refuse it where nobody counts."""
+        if self.skipped is None:
+            raise DataError(message)
+        self.skipped[reason] += 1
 
 
 def load_corpus(
@@ -64,9 +79,10 @@ def stream_corpus(
     *,
     languages: Collection[str] | None = None,
     domains: Collection[str] | None = None,
+    text_field: str = "text",
     skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
-    """`load_corpus` one document at a time, in a fixed order, holding one record in memory.
+    """`load_corpus` one document at a time, in a fixed order, holding one record in memory. Records have their text in `text_field`.
 
     With `skipped`, a record that cannot be used (not UTF-8, not JSON, no text, an over-long line) is passed over and counted there by its
     reason. Without, it is an error, as are missing and damaged files in either case.
@@ -74,7 +90,7 @@ def stream_corpus(
     for name, names in (("languages", languages), ("domains", domains)):
         if isinstance(names, str):  # a string is a collection too, of its letters
             raise DataError(f"{name} = {names!r}: must be a list of names; write [{names!r}]")
-    for document in _embedded() if path is None else _documents_at(path, skipped):
+    for document in _embedded() if path is None else _documents_at(path, _Reading(text_field, skipped)):
         if (languages is None or document.language in languages) and (domains is None or document.domain in domains):
             yield document
 
@@ -103,17 +119,17 @@ def _exercise(rng: random.Random, largest: int) -> str:
 
 def _embedded() -> Iterator[Document]:
     for name in (*LANGUAGES, "code"):
-        yield from _records(CORPUS_DIR / f"{name}.jsonl", None)
+        yield from _records(CORPUS_DIR / f"{name}.jsonl", _Reading())
     yield from arithmetic(100)
 
 
-def _documents_at(path: str | Path, skipped: Counter[str] | None) -> Iterator[Document]:
+def _documents_at(path: str | Path, how: _Reading) -> Iterator[Document]:
     local = Path(path)
     if local.exists():
         for file in text_files(local):
-            yield from _file(file, skipped)
+            yield from _file(file, how)
     elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/")) and not path.endswith(SUFFIXES):
-        yield from _hub(path, skipped)
+        yield from _hub(path, how)
     else:
         raise DataError(f"path = {str(path)!r}: no such file or folder; give one, or a Hub id owner/name")
 
@@ -128,21 +144,21 @@ def text_files(path: Path) -> list[Path]:
     return files
 
 
-def _file(path: Path, skipped: Counter[str] | None) -> Iterator[Document]:
+def _file(path: Path, how: _Reading) -> Iterator[Document]:
     if path.name.endswith(".parquet"):
         library = _datasets(str(path))
         try:
             dataset = library.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from None
-        yield from _rows(dataset, str(path), path.stem, skipped)
+        yield from _rows(dataset, str(path), path.stem, how)
     elif path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
-        yield from _records(path, skipped)
+        yield from _records(path, how)
     elif path.name.endswith(".txt"):
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            _skip(skipped, "not UTF-8", f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv")
+            how.skip("not UTF-8", f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv")
             return
         except OSError as error:
             raise _damaged(path, error) from None
@@ -151,7 +167,7 @@ def _file(path: Path, skipped: Counter[str] | None) -> Iterator[Document]:
         raise DataError(f"path = {str(path)!r}: unknown kind of file; give {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
-def _records(path: Path, skipped: Counter[str] | None) -> Iterator[Document]:
+def _records(path: Path, how: _Reading) -> Iterator[Document]:
     """JSON Lines, plain or compressed, one object a line."""
     number = 0
     try:
@@ -159,9 +175,9 @@ def _records(path: Path, skipped: Counter[str] | None) -> Iterator[Document]:
             for number, line in enumerate(_lines(file), 1):
                 where = f"{path}:{number}"
                 if line is None:
-                    _skip(skipped, "line too long", f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; every line must be one document")
+                    how.skip("line too long", f"{where}: longer than {MAX_LINE_BYTES >> 20} MiB; every line must be one document")
                 elif line.strip():
-                    yield from _parsed(line, where, f"{path.stem}-{number}", skipped)
+                    yield from _parsed(line, where, f"{path.stem}-{number}", how)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read after line {number} ({error}); check or copy the file again") from None
 
@@ -175,7 +191,7 @@ def _opened(path: Path) -> IO[bytes]:
             import pyarrow
         except ImportError:
             raise MissingExtraError("pyarrow", "hf", f"reading {path}") from None
-        return pyarrow.input_stream(str(path), compression="zstd")
+        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
     return path.open("rb")
 
 
@@ -190,27 +206,20 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
         yield None
 
 
-def _parsed(line: bytes, where: str, default_id: str, skipped: Counter[str] | None) -> Iterator[Document]:
+def _parsed(line: bytes, where: str, default_id: str, how: _Reading) -> Iterator[Document]:
     """The document of one line, or nothing where the line is passed over."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        _skip(skipped, "not UTF-8", f"{where}: not UTF-8; convert the file, for example with iconv")
+        how.skip("not UTF-8", f"{where}: not UTF-8; convert the file, for example with iconv")
     except (json.JSONDecodeError, RecursionError) as error:
         reason = getattr(error, "msg", "nested too deeply")
-        _skip(skipped, "not JSON", f"{where}: not JSON ({reason}); every line must be one object")
+        how.skip("not JSON", f"{where}: not JSON ({reason}); every line must be one object")
     else:
-        yield from _document(record, where, default_id, skipped)
+        yield from _document(record, where, default_id, how)
 
 
-def _skip(skipped: Counter[str] | None, reason: str, message: str) -> None:
-    """Count a record that cannot be used, or refuse it where nobody counts."""
-    if skipped is None:
-        raise DataError(message)
-    skipped[reason] += 1
-
-
-def _hub(name: str, skipped: Counter[str] | None) -> Iterator[Document]:
+def _hub(name: str, how: _Reading) -> Iterator[Document]:
     repository, _, configuration = name.partition(":")
     library = _datasets(name)
     try:
@@ -221,13 +230,13 @@ def _hub(name: str, skipped: Counter[str] | None) -> Iterator[Document]:
             f"path = {name!r}: neither a local file nor to be had from the Hub ({reason}); "
             "gated sets need `hf auth login` and consent on their page"
         ) from None
-    yield from _rows(dataset, name, repository.rpartition("/")[2], skipped)
+    yield from _rows(dataset, name, repository.rpartition("/")[2], how)
 
 
-def _rows(dataset: Any, where: str, stem: str, skipped: Counter[str] | None) -> Iterator[Document]:
+def _rows(dataset: Any, where: str, stem: str, how: _Reading) -> Iterator[Document]:
     try:
         for number, row in enumerate(dataset):
-            yield from _document(row, f"{where}, row {number}", f"{stem}-{number}", skipped)
+            yield from _document(row, f"{where}, row {number}", f"{stem}-{number}", how)
     except DataError:
         raise
     except (OSError, ValueError) as error:  # what datasets and pyarrow raise for damaged files
@@ -239,13 +248,15 @@ def _damaged(where: str | Path, error: Exception) -> DataError:
     return DataError(f"{where}: cannot be read ({reason}); check or copy it again")
 
 
-def _document(record: Any, where: str, default_id: str, skipped: Counter[str] | None) -> Iterator[Document]:
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        _skip(skipped, "no text", f"{where}: has no field 'text' that holds a string; rename the field, or leave the record out")
+def _document(record: Any, where: str, default_id: str, how: _Reading) -> Iterator[Document]:
+    if not isinstance(record, dict) or not isinstance(record.get(how.text_field), str):
+        how.skip(
+            "no text", f"{where}: has no field {how.text_field!r} that holds a string; name it with text_field, or leave the record out"
+        )
         return
     field = {key: str(record.get(key) or default) for key, default in
              (("id", default_id), ("language", "und"), ("domain", "text"), ("title", ""))}  # fmt: skip
-    yield Document(**field, text=record["text"])
+    yield Document(**field, text=record[how.text_field])
 
 
 def _datasets(what: str) -> Any:

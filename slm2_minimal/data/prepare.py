@@ -1,0 +1,264 @@
+"""`slm2 prepare`: from raw text to shards, on one machine.
+
+Five stages, each of which leaves complete files behind: read and filter (`units`), keys of every unit, duplicates over all of them
+(`dedup`), then evaluation text out (`decontaminate`) and tokens in (`shards`), and the manifest last. A unit's files depend on the
+configuration and on the text alone. So a run that was killed goes on where it was, and ends with the bytes of one that was not.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from slm2_minimal.config import ConfigError, DataError, RunConfig, SourceConfig
+from slm2_minimal.data.decontaminate import Report
+from slm2_minimal.data.dedup import find_duplicates
+from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.data.shards import (
+    COUNTS,
+    FORMAT,
+    MANIFEST,
+    how_sources_are_read,
+    sha256,
+    write_array,
+    write_arrays,
+    write_json,
+    write_shard,
+)
+from slm2_minimal.data.stages import Job, benchmark_index, cached_tokenizer, contamination_of, ingest_source, key_unit, tokenise_unit
+from slm2_minimal.data.units import FILTERED, Unit, read_unit
+from slm2_minimal.text.corpus import text_files
+
+Result = TypeVar("Result")
+Say = Callable[[str], None]
+REPORT, SETTINGS = "report.json", "settings.json"
+SECONDS_BETWEEN_LINES = 2.0
+
+
+def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
+    """Write shards, manifest and report into `data.prepared`, going on where an earlier call was stopped; return the report.
+
+    Raises:
+        ConfigError, DataError: what cannot be right or cannot be read. RuntimeError: a process was killed. In every case what was
+        written stays, and the same call goes on from there.
+    """
+    job = claim(run)
+    if (job.folder / MANIFEST).exists():
+        say(f"{job.folder} is prepared already; remove it to prepare it again")
+        return json.loads((job.folder / REPORT).read_text(encoding="utf-8"))
+    try:
+        read = in_parallel(job, "read", ingest_source, list(job.data.sources), say)
+        units = [unit for units in read for unit in units]
+        duplicates = _mark_duplicates(job, units, say)
+        index = benchmark_index(job)
+        if index:
+            short = sum(benchmark.too_short for benchmark in index.benchmarks)
+            say(f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short to look for")
+        done = in_parallel(job, "tokenise", tokenise_unit, units, say)
+        report = publish(job, units, done, duplicates)
+    except OSError as error:
+        raise DataError(
+            f"data.prepared = {str(job.folder)!r}: {error.strerror}; mend that (free disk space, for example) and run the same again: "
+            "what is complete stays"
+        ) from None
+    except BrokenProcessPool:
+        raise RuntimeError("a worker process died, perhaps out of memory; run the same again, with fewer prepare.workers") from None
+    for line in summary(report):
+        say(line)
+    return report
+
+
+def claim(run: RunConfig) -> Job:
+    """Check what can be checked before any work, and take the folder: it holds one configuration's work and no other's.
+
+    Raises:
+        ConfigError: no folder, no sources, or a source's name that cannot be a file's. DataError: the folder holds other work.
+    """
+    data = run.data
+    if data.prepared is None:
+        raise ConfigError("data.prepared = None: name the folder to write, for example --data.prepared prepared/mine")
+    if not data.sources:
+        raise ConfigError("data.sources = {}: nothing to read; name sources, for example --data.sources.web.path FOLDER")
+    for name in data.sources:
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise ConfigError(f"data.sources.{name}: becomes the name of files; use letters, digits and . + - _ only")
+    job = Job(data, run.prepare)
+    inputs = {name: _inputs(source) for name, source in data.sources.items()}
+    settings = {
+        "read": how_sources_are_read(data),
+        "inputs": inputs,
+        "prepare": {key: value for key, value in asdict(run.prepare).items() if key != "workers"},
+        "tokenizer": cached_tokenizer(data.tokenizer).fingerprint,
+    }
+    path = job.folder / SETTINGS
+    job.folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        if any(job.folder.iterdir()):
+            raise DataError(f"data.prepared = {data.prepared!r}: holds files that slm2 prepare did not write; name an empty or new folder")
+        write_json(path, settings)
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in json.loads(json.dumps(settings)).items():
+        if value != before[key]:
+            raise DataError(
+                f"data.prepared = {data.prepared!r}: was begun with other {key!r} ({_difference(before[key], value)}); "
+                "use those, or name another folder"
+            )
+    return job
+
+
+def _inputs(source: SourceConfig) -> list[list[Any]] | None:
+    """Name and size of every local file, so that a change between two calls is noticed; nothing for the corpus and the Hub."""
+    path = Path(source.path or "")
+    return [[str(file), file.stat().st_size] for file in text_files(path)] if source.path and path.exists() else None
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before | now:
+            if before.get(key) != now.get(key):
+                return f"{key}: {_difference(before.get(key), now.get(key))}"
+    return f"{before!r}, now {now!r}"[:200]
+
+
+def in_parallel(job: Job, stage: str, work: Callable[[Job, Any], Result], items: Sequence[str | Unit], say: Say) -> list[Result]:
+    """`work(job, item)` for all items, in processes, with a line of progress now and then; the results in the items' order.
+
+    Raises what the first failing call raised, after the calls that were under way have ended.
+    """
+    workers = min(job.config.workers or os.cpu_count() or 1, len(items))
+    size, started, shown = sum(getattr(item, "size", 0) for item in items), time.perf_counter(), time.perf_counter()
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        futures = {pool.submit(work, job, item): item for item in items}
+        finished = 0
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                future.result()
+                finished += getattr(futures[future], "size", 0)
+                now = time.perf_counter()
+                if now - shown > SECONDS_BETWEEN_LINES or number == len(items):
+                    say(_progress(stage, number, len(items), finished, size, now - started))
+                    shown = now
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _progress(stage: str, number: int, items: int, finished: int, size: int, seconds: float) -> str:
+    line = f"{stage:<8} | {number} of {items}"
+    if size:
+        left = seconds * (size - finished) / max(finished, 1)
+        line += f" | {finished / 1e6:,.1f} MB | {finished / 1e6 / max(seconds, 1e-9):,.1f} MB/s | {left // 60:.0f}:{left % 60:02.0f} left"
+    return line
+
+
+def _mark_duplicates(job: Job, units: list[Unit], say: Say) -> dict[str, Any] | None:
+    """Keys of all units, then one bool array per unit that says what goes; the report, None where duplicates may stay."""
+    if job.config.duplicates == "keep":
+        return None
+    path = job.work() / "duplicates.json"
+    if not path.exists():
+        in_parallel(job, "keys", key_unit, units, say)
+        started = time.perf_counter()
+        files = [job.work("keys") / f"{unit.name}.npy" for unit in units]
+        found = find_duplicates(files, job.lsh, job.config.keep, sources=[unit.source for unit in units])
+        for unit, removed in zip(units, found.removed, strict=True):
+            write_array(job.work("removed") / f"{unit.name}.npy", removed)
+        write_json(path, asdict(found.report) | {"examples": [_named(job, units, cluster) for cluster in found.report.examples]})
+        say(f"duplicates | {found.report.documents:,} documents compared in {time.perf_counter() - started:.1f} s")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _named(job: Job, units: list[Unit], cluster: list[tuple[int, int]]) -> list[dict[str, str]]:
+    """A cluster of the report as ids and first words."""
+    return [
+        {"source": units[unit].source, "id": document.id, "text": document.text[:80]}
+        for unit, row in cluster
+        for document in islice(read_unit(job.work("text"), units[unit]), row, row + 1)
+    ]
+
+
+def publish(job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates: dict[str, Any] | None) -> dict[str, Any]:
+    """Merge what the units left, write report and manifest, and remove the stages' own files; return the report."""
+    tokenizer = cached_tokenizer(job.data.tokenizer)
+    counts: dict[str, np.ndarray] = {}
+    held_out: dict[str, list[TokenStream]] = defaultdict(list)
+    for unit in units:
+        for language, found in load_file(job.work("counts") / f"{unit.name}.safetensors").items():
+            counts[language] = counts.get(language, 0) + found
+        arrays = load_file(job.work("held_out") / f"{unit.name}.safetensors")
+        for language in [name for name in arrays if f"{name}/starts" in arrays]:
+            held_out[language].append(TokenStream(arrays[language], arrays[f"{language}/starts"], tokenizer.eos_token_id))
+    write_arrays(job.folder / COUNTS, dict(sorted(counts.items())))
+    held = {lang: write_shard(job.folder, f"held_out-{lang}", TokenStream.joined(parts)) for lang, parts in sorted(held_out.items())}
+    manifest = {
+        "format": FORMAT,
+        "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
+        "read": how_sources_are_read(job.data),
+        "sources": {name: [d["shard"] for u, d in zip(units, done, strict=True) if u.source == name] for name in job.data.sources},
+        "held_out": {language: asdict(shard) for language, shard in held.items()},
+        "token_counts": sha256(job.folder / COUNTS),
+    }
+    report = _report(job, units, done, duplicates)
+    write_json(job.folder / REPORT, report)
+    write_json(job.folder / MANIFEST, manifest)
+    shutil.rmtree(job.work())
+    return report
+
+
+def _report(job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates: dict[str, Any] | None) -> dict[str, Any]:
+    """What was read, left out and kept, per source and in all; without times, so that it is the same for the same input."""
+    contamination, sources = Report(), {}
+    for name in job.data.sources:
+        own = [(unit, result) for unit, result in zip(units, done, strict=True) if unit.source == name]
+        found = Report()
+        for _, result in own:
+            found.merge(contamination_of(result))
+        kept, held_out = sum(result["shard"]["documents"] for _, result in own), sum(result["held_out"] for _, result in own)
+        last = own[-1][0]
+        sources[name] = {
+            "read": last.read + sum(count for reason, count in last.skipped.items() if reason not in FILTERED),
+            "skipped": last.skipped,
+            "duplicates": sum(unit.documents for unit, _ in own) - sum(result["unique"] for _, result in own),
+            "contaminated": {"dropped": found.dropped, "cut": found.cut},
+            "documents": kept,
+            "held_out": held_out,
+            "tokens": sum(result["shard"]["tokens"] for _, result in own),
+        }
+    for result in done:
+        contamination.merge(contamination_of(result))
+    index = benchmark_index(job)
+    return {"sources": sources, "duplicates": duplicates, "contamination": contamination.to_json(index) if index else None}
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """The report as lines for a terminal."""
+    columns = ("read", "left out", "duplicates", "contaminated", "held out", "documents", "tokens")
+    lines = [f"{'source':<16}" + "".join(f"{column:>14}" for column in columns)]
+    for name, row in report["sources"].items():
+        numbers = (
+            row["read"], sum(row["skipped"].values()), row["duplicates"], sum(row["contaminated"].values()),
+            row["held_out"], row["documents"], row["tokens"],
+        )  # fmt: skip
+        lines.append(f"{name:<16}" + "".join(f"{number:>14,}" for number in numbers))
+    for name, row in report["sources"].items():
+        if row["skipped"]:
+            lines.append(f"left out of {name}: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(row["skipped"].items())))
+    if report["duplicates"] and report["duplicates"]["repeated_ids"]:
+        lines.append(f"{report['duplicates']['repeated_ids']:,} documents have an id that an earlier one has; they stay, but should not")
+    for name, row in ((report["contamination"] or {}).get("benchmarks") or {}).items():
+        lines.append(f"benchmark {name}: {row['hit_documents']:,} documents share {row['hit_ngrams']:,} of its {row['ngrams']:,} n-grams")
+    return lines

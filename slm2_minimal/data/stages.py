@@ -1,0 +1,163 @@
+"""What `slm2 prepare` does to one source or one unit: read it, make its keys, tokenise what stays of it.
+
+Each function writes files that are whole or absent, into the job's folder, and does nothing where they are there already. They know of no
+other unit, so any number of processes can share the work, on one machine (`prepare`) or on many (`cluster`).
+"""
+
+import functools
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm2_minimal.config import DataConfig, PrepareConfig
+from slm2_minimal.data.decontaminate import BenchmarkIndex, Report, clean
+from slm2_minimal.data.dedup import write_keys
+from slm2_minimal.data.minhash import LSH
+from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.data.shards import write_arrays, write_json, write_shard
+from slm2_minimal.data.units import Unit, ingest, read_unit
+from slm2_minimal.text.corpus import Document, is_validation, stream_corpus
+from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
+
+WORK = "work"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process needs to know."""
+
+    data: DataConfig
+    config: PrepareConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards go."""
+        assert self.data.prepared is not None
+        return Path(self.data.prepared)
+
+    def work(self, name: str = "") -> Path:
+        """A folder for what the stages before the last leave to the ones after them; it is made, and removed in the end."""
+        path = self.folder / WORK / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @functools.cached_property
+    def lsh(self) -> LSH | None:
+        """Bands and rows for the configured similarity; None where only exact duplicates go."""
+        if self.config.duplicates != "near":
+            return None
+        return LSH.for_similarity(self.config.similarity, self.config.permutations, self.config.shingle_words)
+
+
+def ingest_source(job: Job, name: str) -> list[Unit]:
+    """All units of one source."""
+    return list(ingest(job.work("text"), name, job.data.sources[name], job.config))
+
+
+def key_unit(job: Job, unit: Unit) -> Unit:
+    """Write the keys of a unit's documents."""
+    path = job.work("keys") / f"{unit.name}.npy"
+    if not path.exists():
+        # Translations share an id on purpose: an id is repeated where its source has it twice in one language.
+        ids = (f"{unit.source} {document.language} {document.id}" for document in read_unit(job.work("text"), unit))
+        texts = (document.text for document in read_unit(job.work("text"), unit))
+        write_keys(path, ids, texts, job.lsh)
+    return unit
+
+
+def benchmark_index(job: Job) -> BenchmarkIndex | None:
+    """The index of the evaluation sets, built and stored at the first call; None where there are none."""
+    if not job.config.benchmarks:
+        return None
+    path = job.work() / "benchmarks.index"
+    if not path.exists():
+        texts = {name: (document.text for document in stream_corpus(source)) for name, source in job.config.benchmarks.items()}
+        BenchmarkIndex.build(texts, job.config.ngram_words).save(path)
+    return BenchmarkIndex.load(path)
+
+
+@functools.lru_cache(maxsize=1)
+def cached_tokenizer(name: str) -> Tokenizer:
+    """Built once in a process, and there already in those that are forked from it."""
+    return load_tokenizer(name)
+
+
+def tokenise_unit(job: Job, unit: Unit) -> dict[str, Any]:
+    """What `write_unit` does, for the documents of a unit that are no duplicates."""
+    return write_unit(job, unit, _unique(job, unit))
+
+
+def write_unit(job: Job, unit: Unit, documents: Iterable[Document]) -> dict[str, Any]:
+    """Take evaluation text out of a unit's `documents`, and write what stays as its shard; beside it the held-out documents, and the counts of
+    ids per language. The last file says what was done.
+    """
+    path = job.work("tokenised") / f"{unit.name}.json"
+    if path.exists():
+        done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return done
+    tokenizer, index = cached_tokenizer(job.data.tokenizer), benchmark_index(job)
+    trained: dict[str, list[np.ndarray]] = defaultdict(list)
+    held_out: dict[str, list[np.ndarray]] = defaultdict(list)
+    order: list[np.ndarray] = []
+    contamination, unique = Report(), 0
+    for document, pieces in _cleaned(job, documents, index, contamination):
+        unique += 1
+        arrays = [tokenizer.encode_array(piece) for piece in pieces]
+        if is_validation(document.id, job.data.validation_percent):
+            held_out[document.language] += arrays
+        else:
+            trained[document.language] += arrays
+            order += arrays
+    shard = write_shard(job.folder, unit.name, TokenStream.from_documents(order, tokenizer.eos_token_id))
+    for kind, texts in (("counts", trained), ("held_out", held_out)):
+        _write_languages(job.work(kind) / f"{unit.name}.safetensors", kind, texts, tokenizer)
+    done = {
+        "unique": unique,
+        "shard": asdict(shard),
+        "held_out": sum(map(len, held_out.values())),
+        "contamination": vars(contamination) | {"ngrams": sorted(contamination.ngrams)},
+    }
+    write_json(path, done)
+    return done
+
+
+def _unique(job: Job, unit: Unit) -> Iterator[Document]:
+    """The documents that are no duplicates."""
+    path = job.work("removed") / f"{unit.name}.npy"
+    removed = np.load(path, allow_pickle=False) if job.config.duplicates != "keep" else np.zeros(unit.documents, dtype=bool)
+    for document, gone in zip(read_unit(job.work("text"), unit), removed, strict=True):
+        if not gone:
+            yield document
+
+
+def _cleaned(job: Job, documents: Iterable[Document], index: BenchmarkIndex | None, report: Report) -> Iterator[tuple[Document, list[str]]]:
+    """The documents, each with the pieces that stay of its text."""
+    if index is None:
+        return ((document, [document.text]) for document in documents)
+    ours, theirs = itertools.tee(documents)
+    return zip(ours, clean((document.text for document in theirs), index, job.config.contaminated, report), strict=True)
+
+
+def _write_languages(path: Path, kind: str, texts: dict[str, list[np.ndarray]], tokenizer: Tokenizer) -> None:
+    """Per language: how often each id occurs, the end of text counted; or the documents themselves, end to end."""
+    streams = {language: TokenStream.from_documents(arrays, tokenizer.eos_token_id) for language, arrays in sorted(texts.items())}
+    if kind == "counts":
+        write_arrays(path, {name: np.bincount(stream.tokens, minlength=tokenizer.vocab_size) for name, stream in streams.items()})
+    else:
+        starts = {f"{name}/starts": stream.starts for name, stream in streams.items()}
+        write_arrays(path, {name: stream.tokens for name, stream in streams.items()} | starts)
+
+
+def contamination_of(done: dict[str, Any]) -> Report:
+    """The report that `tokenise_unit` left in its file."""
+    fields: dict[str, Any] = done["contamination"]
+    return Report(
+        **fields | {"hit_documents": Counter(fields["hit_documents"]), "ngrams": set(fields["ngrams"])}
+        | {"examples": {name: [(at, words) for at, words in shown] for name, shown in fields["examples"].items()}}
+    )  # fmt: skip
