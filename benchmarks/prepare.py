@@ -2,10 +2,10 @@
 
     python benchmarks/prepare.py [--megabytes 128] [--rounds 3]
 
-The text is the embedded corpus, its paragraphs drawn anew into documents of about 2 kB. Floors: tiktoken's fastest call
-(`encode_to_numpy`) over the texts in memory, in one process, and in two at once, each on half. Ours: the stage that reads units, tokenises, and
-writes shards, with one worker and with two, timed whole, with the start of its processes; interleaved with the floors, medians. Then one whole
-preparation, from JSON Lines over duplicates to the manifest, stage by stage. One thread per process.
+The text is the embedded corpus, its paragraphs drawn anew into documents of six. Floors: tiktoken's fastest call (`encode_to_numpy`) over
+the texts in memory, in one process, and in two at once, each on half. Ours: the stage that reads units, tokenises, and writes shards, with
+one worker and with two, timed whole, with the start of its processes; interleaved with the floors, medians. Then one whole preparation,
+from JSON Lines over duplicates to the manifest, stage by stage. One thread per process.
 """
 
 import argparse

@@ -201,8 +201,8 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
         if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
             yield line
             continue
-        while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-            pass
+        while line and not line.endswith(b"\n"):
+            line = file.readline(2**20)
         yield None
 
 
@@ -251,7 +251,7 @@ def _damaged(where: str | Path, error: Exception) -> DataError:
 def _document(record: Any, where: str, default_id: str, how: _Reading) -> Iterator[Document]:
     if not isinstance(record, dict) or not isinstance(record.get(how.text_field), str):
         how.skip(
-            "no text", f"{where}: has no field {how.text_field!r} that holds a string; name it with text_field, or leave the record out"
+            "no text", f"{where}: has no field {how.text_field!r} that holds a string; rename the field, or set the source's text_field"
         )
         return
     field = {key: str(record.get(key) or default) for key, default in

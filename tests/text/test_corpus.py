@@ -4,7 +4,9 @@ import gzip
 import json
 import re
 import sys
+import tracemalloc
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm2_minimal.config import DataError, MissingExtraError
-from slm2_minimal.text.corpus import LANGUAGES, Document, arithmetic, is_validation, load_corpus
+from slm2_minimal.text.corpus import LANGUAGES, MAX_LINE_BYTES, Document, arithmetic, is_validation, load_corpus, stream_corpus
 
 ALL = ("en", "de", "es", "fr", "it", "nl", "pt", "code", "math")
 PROSE_DOMAINS = {"stories", "explanations", "dialogues", "letters", "recipes", "history", "science"}
@@ -447,3 +449,71 @@ def test_hub_without_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         load_corpus(tmp_path / "a.parquet")
     (tmp_path / "a.txt").write_text("no need of it")
     assert load_corpus(tmp_path / "a.txt")
+
+
+# Reading one at a time, and passing over what cannot be used
+
+
+def test_records_that_cannot_be_used_are_counted_and_passed_over(tmp_path: Path) -> None:
+    bad = [b"{", b"[]", b'{"text": 3}', b'{"text": "\xff"}', b"[" * 100_000]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([b'{"text": "first"}', *bad, b"", b'{"text": "last"}']))
+    (tmp_path / "b.txt").write_bytes(b"Stra\xdfe")
+    skipped = Counter[str]()
+    assert [d.text for d in stream_corpus(tmp_path, skipped=skipped)] == ["first", "last"]
+    assert skipped == {"not JSON": 2, "no text": 2, "not UTF-8": 2}
+
+
+def test_one_line_of_200_megabytes_is_passed_over_without_being_held(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"text": "before"}\n{"text": "')
+        for _ in range(200):
+            file.write(b"x" * 2**20)
+        file.write(b'"}\n{"text": "after"}\n')
+    skipped = Counter[str]()
+    tracemalloc.start()
+    assert [d.text for d in stream_corpus(path, skipped=skipped)] == ["before", "after"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert skipped == {"line too long": 1}
+    assert peak < 2.5 * MAX_LINE_BYTES
+    assert f"{path}:2: longer than 64 MiB" in complaint(lambda: load_corpus(path))
+
+
+@pytest.mark.parametrize("size", [MAX_LINE_BYTES - 1, MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
+def test_the_longest_line(tmp_path: Path, size: int) -> None:
+    """`size` bytes with the newline: up to the limit a line is read."""
+    path = tmp_path / "a.jsonl"
+    frame = len(b'{"text": ""}\n')
+    path.write_bytes(b'{"text": "' + b"x" * (size - frame) + b'"}\n{"text": "after"}\n')
+    skipped = Counter[str]()
+    lengths = [len(d.text) for d in stream_corpus(path, skipped=skipped)]
+    assert (lengths, sum(skipped.values())) == (([size - frame, 5], 0) if size <= MAX_LINE_BYTES else ([5], 1))
+
+
+def test_zst_of_several_frames_and_a_truncated_one(tmp_path: Path) -> None:
+    def compressed(records: range) -> bytes:
+        buffer = pa.BufferOutputStream()
+        with pa.output_stream(buffer, compression="zstd") as file:
+            file.write(b"".join(json.dumps({"text": f"text {i} of many " * 20}).encode() + b"\n" for i in records))
+        return buffer.getvalue().to_pybytes()
+
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(compressed(range(1000)) + compressed(range(1000, 3000)))
+    assert [d.text.split()[1] for d in load_corpus(path)] == [str(i) for i in range(3000)]
+    path.write_bytes(compressed(range(3000))[:-2000])
+    assert re.search(r"a\.jsonl\.zst: cannot be read after line \d+ \(Truncated", complaint(lambda: load_corpus(path)))
+
+
+def test_zst_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'slm2-minimal\[hf\]'"):
+        load_corpus(tmp_path / "a.jsonl.zst")
+
+
+def test_text_may_stand_in_another_field(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "yes", "text": "no"}\n')
+    assert [d.text for d in stream_corpus(tmp_path / "a.jsonl", text_field="content")] == ["yes"]
+    with pytest.raises(DataError, match=r"has no field 'body' that holds a string; rename the field, or set the source's text_field$"):
+        list(stream_corpus(tmp_path / "a.jsonl", text_field="body"))

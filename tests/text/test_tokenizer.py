@@ -7,6 +7,7 @@ import unicodedata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 import sentencepiece
@@ -483,3 +484,17 @@ def test_an_altered_offline_package_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "find_spec", lambda name: spec if name == spec.name else None)
     with pytest.raises(DataError, match="sha256"):
         load_tokenizer("arcade100k")
+
+
+@given(text=st.text())
+def test_arrays_hold_the_same_ids(tokenizer: Tokenizer, text: str) -> None:
+    normal = unicodedata.normalize("NFC", text)
+    array = tokenizer.encode_array(normal)
+    assert array.dtype == np.uint32
+    assert array.tolist() == tokenizer.encode(normal)
+
+
+def test_arrays_hold_no_special_ids(arcade: Arcade100k) -> None:
+    text = "<|endoftext|> and <|im_start|>"
+    assert arcade.encode_array(text).tolist() == arcade.encode(text)
+    assert max(arcade.encode_array(text)) < 100_256
