@@ -71,7 +71,7 @@ def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
         report = publish(job, units, done, duplicates)
     except OSError as error:
         raise DataError(
-            f"data.prepared = {str(job.folder)!r}: {error.strerror}; mend that (free disk space, for example) and run the same again: "
+            f"data.prepared = {str(job.folder)!r}: {error.strerror or error}; mend that (free disk space, for example) and run the same again: "
             "what is complete stays"
         ) from None
     except BrokenProcessPool:

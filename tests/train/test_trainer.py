@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import StableLmForCausalLM
 
-from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
+from slm2_minimal.config import CheckpointError, ConfigError, DataError, RunConfig
+from slm2_minimal.data.prepare import prepare
 from slm2_minimal.train import checkpoint
 from slm2_minimal.train.schedule import learning_rate
 from slm2_minimal.train.trainer import Trainer, TrainingError
@@ -232,3 +233,34 @@ def test_killed_inside_a_checkpoint_write(small_run: Make) -> None:
         checkpoint.read_state(folder)
     Trainer(config).run()
     assert_bitwise(final_files(whole), final_files(config))
+
+
+# Prepared data
+
+
+def test_prepared_data_and_worker_processes_train_the_same_model(small_run: Make, tmp_path: Path) -> None:
+    """From memory, from shards, and from shards read ahead by processes and resumed in the middle: bitwise one run."""
+    prepared = {"data.prepared": str(tmp_path / "prepared"), "prepare.workers": 1}
+    prepare(small_run(**prepared), lambda line: None)
+    Trainer(small_run("memory")).run()
+    Trainer(small_run("shards", **prepared)).run()
+    Trainer(small_run("ahead", **prepared, **{"data.workers": 1, "train.steps": 10})).run()
+    Trainer(small_run("ahead", **prepared, **{"data.workers": 2, "data.verify": "sizes"})).run()
+    for name in ("shards", "ahead"):
+        assert losses(small_run(name)) == losses(small_run("memory"))
+        assert_bitwise(final_files(small_run(name)), final_files(small_run("memory")))
+
+
+def test_a_run_does_not_go_on_with_other_prepared_data(small_run: Make, tmp_path: Path) -> None:
+    first, second = ({"data.prepared": str(tmp_path / name), "prepare.workers": 1} for name in ("one", "two"))
+    prepare(small_run(**first), lambda line: None)
+    prepare(small_run(**second, **{"prepare.max_characters": 1700}), lambda line: None)
+    Trainer(small_run(**first, **{"train.steps": 10})).run()
+    with pytest.raises(CheckpointError, match=r"^data = [0-9a-f]{16}: not the data that .* was trained on"):
+        Trainer(small_run(**second)).run()
+
+
+def test_text_that_would_be_read_too_often_is_refused_before_the_run(small_run: Make, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^data\.sources\.en\.max_epochs = 0\.1: a run of 160 sequences would read .* shorten the run$"):
+        Trainer(small_run(**{"data.sources.en.max_epochs": 0.1}))
+    assert not (tmp_path / "run").exists()
