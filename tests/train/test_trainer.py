@@ -254,7 +254,7 @@ def test_prepared_data_and_worker_processes_train_the_same_model(small_run: Make
 def test_a_run_does_not_go_on_with_other_prepared_data(small_run: Make, tmp_path: Path) -> None:
     first, second = ({"data.prepared": str(tmp_path / name), "prepare.workers": 1} for name in ("one", "two"))
     prepare(small_run(**first), lambda line: None)
-    prepare(small_run(**second, **{"prepare.max_characters": 1700}), lambda line: None)
+    prepare(small_run(**second, **{"prepare.max_characters": 1500}), lambda line: None)
     Trainer(small_run(**first, **{"train.steps": 10})).run()
     with pytest.raises(CheckpointError, match=r"^data = [0-9a-f]{16}: not the data that .* was trained on"):
         Trainer(small_run(**second)).run()
