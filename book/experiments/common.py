@@ -34,10 +34,7 @@ def validation_sets() -> dict[str, ValidationSet]:
     """The held-out texts of all seven languages, the same for every run, whatever it trains on."""
     config = RunConfig.preset("tiny")
     data = assemble(config.data, load_tokenizer(config.data.tokenizer))
-    return {
-        name: ValidationSet.build(data.held_out[name], data.token_counts[name], config.data.seq_len, rows=16)
-        for name in LANGUAGES
-    }
+    return {name: ValidationSet.build(data.held_out[name], data.token_counts[name], config.data.seq_len, rows=16) for name in LANGUAGES}
 
 
 def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dict[str, Any]:

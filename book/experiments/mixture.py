@@ -1,4 +1,4 @@
-"""Chapter 5's recorded runs: the toy model at several shares of non-English text, a few seeds each.
+"""Chapter 6's recorded runs: the toy model at several shares of non-English text, a few seeds each.
 
 python book/experiments/mixture.py [--steps 400] [--seeds 3]
 

@@ -1,4 +1,4 @@
-"""Chapter 6's recorded run: what `make train` does, condensed, and the README's picture of it.
+"""Chapter 7's recorded run: what `make train` does, condensed, and the README's picture of it.
 
 python book/experiments/tiny_run.py [FOLDER]
 
