@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("config", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or a .toml file")
         command.set_defaults(call=call)
+        if name == "prepare":
+            _add_cluster_options(command)
 
     generate = commands.add_parser("generate", help="continue a prompt with a trained model", allow_abbrev=False)
     generate.add_argument(
@@ -77,6 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_cluster_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--executor", choices=("own", "local", "slurm"), default="own",
+        help="own: processes on this machine (default); local and slurm: the same steps on datatrove's executors, here or on a cluster",
+    )  # fmt: skip
+    command.add_argument(
+        "--tasks", type=int, metavar="N", help="local, slurm: how many tasks share the files; a task can be run again alone"
+    )
+    command.add_argument("--partition", metavar="NAME", help="slurm: where the tasks run (default: the cluster's)")
+    command.add_argument("--time", metavar="HH:MM:SS", help="slurm: the limit of a task (default 24:00:00)")
+    command.add_argument(
+        "--sbatch", metavar="KEY=VALUE", action="append", help="slurm: one more option of sbatch, for example qos=high; may be repeated"
+    )
+    command.add_argument("--dry-run", action="store_true", default=None, help="slurm: write the scripts, and submit nothing")
+
+
 def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
     """Every key with its value, as it would be typed in a shell."""
     for key, value in table.items():
@@ -88,9 +106,23 @@ def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
 
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.data.prepare import prepare
+    for name in ("tasks", "partition", "time", "sbatch", "dry_run"):
+        if getattr(options, name) is not None and options.executor != "slurm" and (options.executor, name) != ("local", "tasks"):
+            raise UserError(f"--{name.replace('_', '-')}: means nothing to --executor {options.executor}; leave it out, or use slurm")
+    run, say = RunConfig.load(options.config, parse_overrides(rest)), functools.partial(print, flush=True)
+    if options.executor == "own":
+        from slm2_minimal.data.prepare import prepare
 
-    prepare(RunConfig.load(options.config, parse_overrides(rest)), say=functools.partial(print, flush=True))
+        prepare(run, say)
+        return
+    from slm2_minimal.data.cluster import run_local, run_slurm
+
+    if options.executor == "local":
+        run_local(run, options.tasks, say)
+    else:
+        chosen = {"partition": options.partition, "time": options.time} | dict(word.partition("=")[::2] for word in options.sbatch or ())
+        given = {key: value for key, value in chosen.items() if value is not None}
+        run_slurm(run, options.tasks, given, dry_run=bool(options.dry_run), say=say)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:

@@ -236,10 +236,11 @@ class DataConfig(_Preset):
 class PrepareConfig(_Preset):
     """What `slm2 prepare` does between raw text and shards (the report's section 2.1 names the sources; these steps are the field's).
 
-    Documents outside `min_characters` .. `max_characters` are left out, then duplicates, exact ones or near ones too: `similarity` is the
-    Jaccard similarity of `shingle_words`-word shingles at which MinHash finds about half of all pairs. `benchmarks` names evaluation
-    sets, each a file, folder or Hub id: a document that shares `ngram_words` words in a row with one is dropped, or the shared place is
-    cut out. A shard is made of about `shard_megabytes` of text. `workers` processes share the work; 0 means one per core.
+    Documents outside `min_characters` .. `max_characters` are left out, then duplicates, exact ones or near ones too. `similarity` is the
+    Jaccard similarity of `shingle_words`-word shingles around which MinHash's chance to find a pair climbs from small to nearly 1, as
+    `data.minhash.LSH.probability` says. `benchmarks` names evaluation sets, each a file, folder or Hub id: a document that shares
+    `ngram_words` words in a row with one is dropped, or the shared place is cut out. A shard is made of about `shard_megabytes` of text.
+    `workers` processes share the work; 0 means one per core.
     """
 
     _table = "prepare"

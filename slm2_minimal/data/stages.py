@@ -94,8 +94,8 @@ def tokenise_unit(job: Job, unit: Unit) -> dict[str, Any]:
 
 
 def write_unit(job: Job, unit: Unit, documents: Iterable[Document]) -> dict[str, Any]:
-    """Take evaluation text out of a unit's `documents`, and write what stays as its shard; beside it the held-out documents, and the counts of
-    ids per language. The last file says what was done.
+    """Take evaluation text out of a unit's `documents`, and write what stays as its shard; beside it the held-out documents, and the counts
+    of ids per language. The last file says what was done.
     """
     path = job.work("tokenised") / f"{unit.name}.json"
     if path.exists():
