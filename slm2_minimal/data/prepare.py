@@ -71,8 +71,8 @@ def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
         report = publish(job, units, done, duplicates)
     except OSError as error:
         raise DataError(
-            f"data.prepared = {str(job.folder)!r}: {error.strerror or error}; mend that (free disk space, for example) and run the same again: "
-            "what is complete stays"
+            f"data.prepared = {str(job.folder)!r}: {error.strerror or error}; mend that (free disk space, for example) and run the same "
+            "again: what is complete stays"
         ) from None
     except BrokenProcessPool:
         raise RuntimeError("a worker process died, perhaps out of memory; run the same again, with fewer prepare.workers") from None
