@@ -71,7 +71,7 @@ def signatures(texts: Iterable[str], lsh: LSH) -> UInt32[np.ndarray, "n permutat
     """The MinHash signature of each text; of a text without words, the largest number throughout.
 
     A permutation takes the upper half x of a shingle's hash to (a x + b) mod 2**32 with odd a, which is one to one. Memory
-    beside the result is that of the shingles of BATCH characters, or of the longest text: about 60 bytes per word.
+    beside the result is that of the shingles of BATCH characters, or of the longest text: about 65 bytes per word.
     """
     columns = [_signatures_of_batch(batch, lsh) for batch in batches(texts)]
     return np.concatenate(columns, axis=1).T if columns else np.empty((0, lsh.permutations), dtype=np.uint32)

@@ -19,7 +19,7 @@ from jaxtyping import Int64, UInt8, UInt64
 BLOCK = 1 << 16  # characters hashed at a time: every temporary array fits a core's cache
 BASE, FACTOR = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, so that they have inverses mod 2**64; FACTOR chains words
 SEPARATOR, LETTER, ALONE = 0, 1, 2
-# Blocks of scripts without spaces: Thai and Lao; Myanmar; Khmer; Tai Le and New Tai Lue; Tai Tham; ideographic marks; kana;
+# Blocks of scripts without spaces: Thai and Lao; Myanmar; Khmer; Tai Le and New Tai Lue; Lanna; ideographic marks; kana;
 # phonetic extensions of kana; ideographs, extension A and unified; Myanmar and Tai Viet; compatibility ideographs;
 # half-width kana; kana supplements; ideographs of planes 2 and 3.
 WITHOUT_SPACES = (
@@ -42,7 +42,7 @@ class Words:
 def words_of(texts: Sequence[str]) -> Words:
     """All words of `texts`, each as a hash of its folded characters and the place where it stands.
 
-    Two different words share a hash about once in 2**64 pairs. Memory is about 30 bytes per word beside one copy of the texts.
+    Two different words share a hash about once in 2**64 pairs. Memory is 24 bytes per word, 60 while it is made.
     """
     texts = [text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text) for text in texts]
     offsets = np.cumsum([0, *(len(text) + 1 for text in texts)], dtype=np.int64)
@@ -50,7 +50,9 @@ def words_of(texts: Sequence[str]) -> Words:
     hashes, begins, ends = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     starts = np.searchsorted(begins, offsets)
     shift = np.repeat(offsets[:-1], np.diff(starts))
-    return Words(hashes, starts, begins - shift, ends - shift)
+    begins -= shift
+    ends -= shift
+    return Words(hashes, starts, begins, ends)
 
 
 def ngrams(
@@ -91,13 +93,12 @@ def mix(numbers: UInt64[np.ndarray, " N"]) -> UInt64[np.ndarray, " N"]:
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str]]:
-    """(offset, piece) of about BLOCK characters, cut before white space, which no word contains."""
+    """(offset, piece) of about BLOCK characters, cut before white space, which no word contains; at least one piece."""
     white, begin = re.compile(r"\s"), 0
-    while begin < max(len(text), 1):
-        cut = white.search(text, begin + BLOCK)
-        end = cut.start() if cut else len(text)
-        yield begin, text[begin:end]
-        begin = max(end, 1)
+    while cut := white.search(text, begin + BLOCK):
+        yield begin, text[begin : cut.start()]
+        begin = cut.start()
+    yield begin, text[begin:]
 
 
 def _words_of_block(text: str, offset: int) -> tuple[UInt64[np.ndarray, " W"], Int64[np.ndarray, " W"], Int64[np.ndarray, " W"]]:
@@ -138,8 +139,8 @@ def _characters() -> tuple[UInt8[np.ndarray, " points"], UInt64[np.ndarray, " po
 
 
 def _fold(character: str) -> str:
-    """One character for one: casefolded and NFKC where that is a single one, else its lower case, else itself."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", character).casefold())
+    """One character for one: its NFKC form casefolded where that is a single character, else its lower case, else itself."""
+    folded = unicodedata.normalize("NFKC", character).casefold()
     return next(form for form in (folded, character.lower(), character) if len(form) == 1)
 
 
