@@ -194,7 +194,7 @@ class StageConfig:
     _table = "stage"
 
     start_tokens: PositiveInt
-    weights: dict[str, float]
+    weights: dict[str, int | float]
 
 
 @section

@@ -69,8 +69,11 @@ def lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name when the block ends well, on disk and complete, or else not at all."""
-    part = Path(f"{path}.part")
+    """A file to write that appears under its name when the block ends well, on disk and complete, or else not at all.
+
+    A process that is killed inside leaves `NAME.<its number>.part`, which nobody reads.
+    """
+    part = Path(f"{path}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             yield file

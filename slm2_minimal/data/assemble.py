@@ -37,14 +37,27 @@ def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
     The held-out documents are chosen by id, and parallel documents share their id: no translation of a validation text is trained on.
 
     Raises:
-        ConfigError: no sources are named. DataError: a source is empty or cannot be read, or the prepared data is missing, damaged, or
-        of another tokenizer.
+        ConfigError: no sources are named. DataError: a source is empty or cannot be read, nothing is held out though
+        `validation_percent` asks for it, or the prepared data is missing, damaged, or of another tokenizer.
     """
     if not config.sources:
         raise ConfigError("data.sources = {}: nothing to read; name sources, for example --data.sources.web.path FOLDER")
     if config.prepared is not None:
         prepared = open_prepared(config, tokenizer)
-        return Assembled(build_loader(config, prepared.streams, prepared.tokens), prepared.held_out, prepared.token_counts)
+        data = Assembled(build_loader(config, prepared.streams, prepared.tokens), prepared.held_out, prepared.token_counts)
+    else:
+        data = _on_the_spot(config, tokenizer)
+    held_out = {language: stream for language, stream in data.held_out.items() if len(stream.tokens)}  # an empty text has no loss
+    if config.validation_percent and not held_out:
+        raise DataError(
+            f"data.validation_percent = {config.validation_percent}: no text fell into the held-out part; "
+            f"raise it, or set it to 0 to train without validation{', and prepare another folder' if config.prepared else ''}"
+        )
+    return Assembled(data.loader, held_out, data.token_counts)
+
+
+def _on_the_spot(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
+    """Read, split and tokenise the sources."""
     streams: dict[str, TokenStream] = {}
     held_out: dict[str, list[list[int]]] = defaultdict(list)
     token_counts: dict[str, TokenCounts] = {}
@@ -65,11 +78,6 @@ def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
         for document, tokens in zip(fresh, tokenizer.encode_batch([document.text for document in fresh]), strict=True):
             held_out[document.language].append(tokens)
     loader = build_loader(config, streams, {name: len(stream.tokens) for name, stream in streams.items()})
-    if config.validation_percent and not held_out:
-        raise DataError(
-            f"data.validation_percent = {config.validation_percent}: no document fell into the held-out part; "
-            "raise it, or set it to 0 to train without validation"
-        )
     held = {language: TokenStream.from_documents(tokens, tokenizer.eos_token_id) for language, tokens in sorted(held_out.items())}
     return Assembled(loader, held, dict(sorted(token_counts.items())))
 

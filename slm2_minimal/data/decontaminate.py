@@ -6,9 +6,9 @@ the shared place. The defaults are those of GPT-3 (arXiv 2005.14165, appendix C)
 documents share is not excused.
 """
 
+import io
 import itertools
 import json
-import os
 import unicodedata
 import zlib
 from collections import Counter
@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt64
 
-from slm2_minimal.config import ConfigError, DataError
+from slm2_minimal.config import ConfigError, DataError, whole_file
 from slm2_minimal.data.minhash import batches
 from slm2_minimal.data.words import ngrams, words_of
 
@@ -139,14 +139,12 @@ class BenchmarkIndex:
         benchmarks), and the CRC-32 of both.
         """
         about = json.dumps({"n": self.n, "benchmarks": [vars(benchmark) for benchmark in self.benchmarks]})
-        part = Path(f"{path}.part")
-        with part.open("wb") as file:
-            np.save(file, np.concatenate([self.hashes[None], self.members]))
-            np.save(file, np.frombuffer(about.encode(), dtype=np.uint8))
-        check = zlib.crc32(np.memmap(part, mode="r").data)
-        with part.open("ab") as file:
-            file.write(check.to_bytes(4, "little"))
-        os.replace(part, path)
+        content = io.BytesIO()
+        np.save(content, np.concatenate([self.hashes[None], self.members]))
+        np.save(content, np.frombuffer(about.encode(), dtype=np.uint8))
+        with whole_file(path) as file:
+            file.write(content.getbuffer())
+            file.write(zlib.crc32(content.getbuffer()).to_bytes(4, "little"))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -7,7 +7,6 @@ a cluster may join A to C through B, and some candidates are less alike than was
 """
 
 import hashlib
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-from slm2_minimal.config import ConfigError, DataError
+from slm2_minimal.config import ConfigError, DataError, whole_file
 from slm2_minimal.data.minhash import LSH, band_keys, batches, groups, signatures
 
 # The columns of a file of keys: 128 bits of the text's digest, 64 of the id's, the text's length in UTF-8 bytes, one per band.
@@ -86,10 +85,8 @@ def write_keys(path: str | Path, ids: Iterable[str], texts: Iterable[str], lsh: 
     if len(id_keys) != keys.shape[1]:
         raise DataError(f"ids = {len(id_keys)} of them: must be one for each of the {keys.shape[1]} texts of {str(path)!r}")
     keys[ID] = id_keys
-    unfinished = Path(f"{path}.part")
-    with unfinished.open("wb") as file:
+    with whole_file(path) as file:
         np.save(file, keys)
-    os.replace(unfinished, path)
 
 
 class _Keys:
@@ -112,7 +109,9 @@ class _Keys:
         return keys
 
     def __getitem__(self, column: int) -> UInt64[np.ndarray, " n"]:
-        return np.concatenate([np.empty(0, dtype=np.uint64), *(self._open(path)[column] for path in self.paths)])
+        return np.concatenate(
+            [np.empty(0, dtype=np.uint64), *(np.array(self._open(path)[column]) for path in self.paths)]
+        )  # copied, so that each file is closed
 
     def locate(self, documents: Int64[np.ndarray, " m"]) -> list[tuple[int, int]]:
         """(unit, row) of documents that are numbered through all units."""

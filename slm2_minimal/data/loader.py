@@ -9,6 +9,7 @@ lie on disk, when they are asked for, and every shuffled order is computed.
 import functools
 import hashlib
 import itertools
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -134,8 +135,8 @@ class Loader:
         """`batch` at `position`, `position + sequences`, ... without end; read ahead by `workers` processes, in the same order."""
         positions = itertools.count(position, sequences)
         dataset = _Batches(self, sequences, rank, world_size)
-        ahead = AHEAD if workers else None
-        return iter(DataLoader(dataset, batch_size=None, sampler=positions, num_workers=workers, prefetch_factor=ahead))
+        ahead, init = AHEAD if workers else None, _leave_signals_to_the_trainer
+        return iter(DataLoader(dataset, None, sampler=positions, num_workers=workers, prefetch_factor=ahead, worker_init_fn=init))
 
     def epochs(self, position: int) -> dict[str, float]:
         """How often each source's usable sequences have been read through by the time `position` is reached."""
@@ -160,3 +161,12 @@ class _Batches(Dataset[Batch]):
 
     def __getitem__(self, position: int) -> Batch:
         return self.loader.batch(position, self.sequences, self.rank, self.world_size)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A forked process has the trainer's handlers, and a terminal or a batch system signals all processes: only the trainer is to answer.
+
+    The trainer ends its workers by itself, and a worker ends when its trainer is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

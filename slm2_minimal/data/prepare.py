@@ -5,25 +5,29 @@ Five stages, each of which leaves complete files behind: read and filter (`units
 configuration and on the text alone. So a run that was killed goes on where it was, and ends with the bytes of one that was not.
 """
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from slm2_minimal.config import ConfigError, DataError, RunConfig, SourceConfig
+from slm2_minimal.config import ConfigError, DataError, RunConfig
 from slm2_minimal.data.decontaminate import Report
 from slm2_minimal.data.dedup import find_duplicates
 from slm2_minimal.data.packing import TokenStream
@@ -38,14 +42,24 @@ from slm2_minimal.data.shards import (
     write_json,
     write_shard,
 )
-from slm2_minimal.data.stages import Job, benchmark_index, cached_tokenizer, contamination_of, ingest_source, key_unit, tokenise_unit
+from slm2_minimal.data.stages import (
+    STARTS,
+    WORK,
+    Job,
+    benchmark_index,
+    cached_tokenizer,
+    contamination_of,
+    ingest_source,
+    key_unit,
+    tokenise_unit,
+)
 from slm2_minimal.data.units import FILTERED, Unit, read_unit
 from slm2_minimal.text.corpus import text_files
 
 Result = TypeVar("Result")
 Say = Callable[[str], None]
 REPORT, SETTINGS = "report.json", "settings.json"
-SECONDS_BETWEEN_LINES = 2.0
+SECONDS_BETWEEN_LINES, SECONDS_TO_WAIT = 2.0, 3
 
 
 def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
@@ -57,8 +71,36 @@ def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
     """
     job = claim(run)
     if (job.folder / MANIFEST).exists():
+        shutil.rmtree(job.folder / WORK, ignore_errors=True)  # what a stop between the last two acts left
         say(f"{job.folder} is prepared already; remove it to prepare it again")
         return json.loads((job.folder / REPORT).read_text(encoding="utf-8"))
+    with _alone(job.folder):
+        report = _prepare(job, say)
+    for line in summary(report):
+        say(line)
+    return report
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lock the folder against other calls of `prepare`, wait a little for processes of a killed one, and sweep up behind it."""
+    with (folder / SETTINGS).open() as file:
+        for attempt in range(SECONDS_TO_WAIT + 1):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == SECONDS_TO_WAIT:
+                    raise DataError(
+                        f"data.prepared = {str(folder)!r}: another slm2 prepare is at work there; let it end, or name another folder"
+                    ) from None
+                time.sleep(1)
+        for path in folder.glob("*.part"):
+            path.unlink()
+        yield
+
+
+def _prepare(job: Job, say: Say) -> dict[str, Any]:
     try:
         read = in_parallel(job, "read", ingest_source, list(job.data.sources), say)
         units = [unit for units in read for unit in units]
@@ -68,7 +110,7 @@ def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
             short = sum(benchmark.too_short for benchmark in index.benchmarks)
             say(f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short to look for")
         done = in_parallel(job, "tokenise", tokenise_unit, units, say)
-        report = publish(job, units, done, duplicates)
+        return publish(job, units, done, duplicates)
     except OSError as error:
         raise DataError(
             f"data.prepared = {str(job.folder)!r}: {error.strerror or error}; mend that (free disk space, for example) and run the same "
@@ -76,9 +118,6 @@ def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
         ) from None
     except BrokenProcessPool:
         raise RuntimeError("a worker process died, perhaps out of memory; run the same again, with fewer prepare.workers") from None
-    for line in summary(report):
-        say(line)
-    return report
 
 
 def claim(run: RunConfig) -> Job:
@@ -96,7 +135,8 @@ def claim(run: RunConfig) -> Job:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ConfigError(f"data.sources.{name}: becomes the name of files; use letters, digits and . + - _ only")
     job = Job(data, run.prepare)
-    inputs = {name: _inputs(source) for name, source in data.sources.items()}
+    inputs = {name: _inputs(job, source.path) for name, source in data.sources.items()}
+    inputs |= {f"benchmark {name}": _inputs(job, path) for name, path in run.prepare.benchmarks.items()}
     settings = {
         "read": how_sources_are_read(data),
         "inputs": inputs,
@@ -106,10 +146,14 @@ def claim(run: RunConfig) -> Job:
     path = job.folder / SETTINGS
     job.folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        if any(job.folder.iterdir()):
+        if any(file.suffix != ".part" for file in job.folder.iterdir()):
             raise DataError(f"data.prepared = {data.prepared!r}: holds files that slm2 prepare did not write; name an empty or new folder")
         write_json(path, settings)
     before = json.loads(path.read_text(encoding="utf-8"))
+    missing = {name for name, files in before["inputs"].items() if files is None and inputs.get(name)}
+    if missing:  # no file stood there when the folder was begun, so nothing of it can have been read
+        before["inputs"] |= {name: inputs[name] for name in missing}
+        write_json(path, before)
     for key, value in json.loads(json.dumps(settings)).items():
         if value != before[key]:
             raise DataError(
@@ -119,10 +163,16 @@ def claim(run: RunConfig) -> Job:
     return job
 
 
-def _inputs(source: SourceConfig) -> list[list[Any]] | None:
+def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
     """Name and size of every local file, so that a change between two calls is noticed; nothing for the corpus and the Hub."""
-    path = Path(source.path or "")
-    return [[str(file), file.stat().st_size] for file in text_files(path)] if source.path and path.exists() else None
+    path = Path(source or "").expanduser()
+    if source is None or not path.exists():
+        return None
+    if job.folder.resolve().is_relative_to(path.resolve()):
+        raise ConfigError(
+            f"data.prepared = {str(job.folder)!r}: lies inside {source}, which would then be read with it; name another folder"
+        )
+    return [[str(file), file.stat().st_size] for file in text_files(path)]
 
 
 def _difference(before: Any, now: Any) -> str:
@@ -136,11 +186,11 @@ def _difference(before: Any, now: Any) -> str:
 def in_parallel(job: Job, stage: str, work: Callable[[Job, Any], Result], items: Sequence[str | Unit], say: Say) -> list[Result]:
     """`work(job, item)` for all items, in processes, with a line of progress now and then; the results in the items' order.
 
-    Raises what the first failing call raised, after the calls that were under way have ended.
+    Raises what the first failing call raised; calls that are under way are ended, since what they leave is whole or absent.
     """
     workers = min(job.config.workers or os.cpu_count() or 1, len(items))
     size, started, shown = sum(getattr(item, "size", 0) for item in items), time.perf_counter(), time.perf_counter()
-    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         futures = {pool.submit(work, job, item): item for item in items}
         finished = 0
         try:
@@ -152,9 +202,22 @@ def in_parallel(job: Job, stage: str, work: Callable[[Job, Any], Result], items:
                     say(_progress(stage, number, len(items), finished, size, now - started))
                     shown = now
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            for process in list(pool._processes.values()):  # from Python 3.14 on, pool.terminate_workers()
+                process.terminate()
             raise
     return [future.result() for future in futures]
+
+
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end with it, also where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _progress(stage: str, number: int, items: int, finished: int, size: int, seconds: float) -> str:
@@ -195,15 +258,20 @@ def publish(job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates:
     """Merge what the units left, write report and manifest, and remove the stages' own files; return the report."""
     tokenizer = cached_tokenizer(job.data.tokenizer)
     counts: dict[str, np.ndarray] = {}
-    held_out: dict[str, list[TokenStream]] = defaultdict(list)
+    held_out: dict[str, list[Path]] = defaultdict(list)  # the files that have some of a language
     for unit in units:
         for language, found in load_file(job.work("counts") / f"{unit.name}.safetensors").items():
             counts[language] = counts.get(language, 0) + found
-        arrays = load_file(job.work("held_out") / f"{unit.name}.safetensors")
-        for language in [name for name in arrays if f"{name}/starts" in arrays]:
-            held_out[language].append(TokenStream(arrays[language], arrays[f"{language}/starts"], tokenizer.eos_token_id))
+        path = job.work("held_out") / f"{unit.name}.safetensors"
+        with safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118  it is no mapping
+                if name.endswith(STARTS):
+                    held_out[name.removesuffix(STARTS)].append(path)
     write_arrays(job.folder / COUNTS, dict(sorted(counts.items())))
-    held = {lang: write_shard(job.folder, f"held_out-{lang}", TokenStream.joined(parts)) for lang, parts in sorted(held_out.items())}
+    held = {}
+    for number, (language, paths) in enumerate(sorted(held_out.items())):  # numbered: a language may have any name
+        stream = TokenStream.joined([_held_out(path, language, tokenizer.eos_token_id) for path in paths])
+        held[language] = write_shard(job.folder, f"held_out.{number:03d}", stream)
     manifest = {
         "format": FORMAT,
         "tokenizer": {"name": tokenizer.name, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
@@ -219,6 +287,12 @@ def publish(job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates:
     return report
 
 
+def _held_out(path: Path, language: str, eos: int) -> TokenStream:
+    """One language of a file that may hold many."""
+    with safe_open(path, "numpy") as file:
+        return TokenStream(file.get_tensor(language), file.get_tensor(language + STARTS), eos)
+
+
 def _report(job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates: dict[str, Any] | None) -> dict[str, Any]:
     """What was read, left out and kept, per source and in all; without times, so that it is the same for the same input."""
     contamination, sources = Report(), {}
@@ -227,15 +301,14 @@ def _report(job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates:
         found = Report()
         for _, result in own:
             found.merge(contamination_of(result))
-        kept, held_out = sum(result["shard"]["documents"] for _, result in own), sum(result["held_out"] for _, result in own)
         last = own[-1][0]
         sources[name] = {
             "read": last.read + sum(count for reason, count in last.skipped.items() if reason not in FILTERED),
             "skipped": last.skipped,
             "duplicates": sum(unit.documents for unit, _ in own) - sum(result["unique"] for _, result in own),
             "contaminated": {"dropped": found.dropped, "cut": found.cut},
-            "documents": kept,
-            "held_out": held_out,
+            "documents": sum(result["documents"] for _, result in own),
+            "held_out": sum(result["held_out"] for _, result in own),
             "tokens": sum(result["shard"]["tokens"] for _, result in own),
         }
     for result in done:

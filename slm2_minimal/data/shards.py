@@ -24,7 +24,7 @@ from slm2_minimal.data.packing import PackedSequence, TokenStream
 from slm2_minimal.text.tokenizer import Tokenizer
 
 MANIFEST, COUNTS, FORMAT = "manifest.json", "token_counts.safetensors", 1
-OPEN_SHARDS = 1024  # memory maps held at a time by one process; the system allows some 65,000
+OPEN_SHARDS = 128  # held open by one process at a time: two files each, of the 1,024 that many systems allow
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Shard:
     def files(self) -> tuple[str, str]:
         """The names of its two files."""
         return f"{self.name}.tokens.npy", f"{self.name}.starts.npy"
+
+    @property
+    def digest(self) -> str:
+        """Of both files."""
+        return "".join(self.sha256.values())
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -76,7 +81,8 @@ def sha256(path: Path) -> str:
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
-def _mapped(folder: str, files: tuple[str, str], eos: int) -> TokenStream:
+def _mapped(folder: str, files: tuple[str, str], eos: int, digest: str) -> TokenStream:
+    """A shard's files as one stream; the digest tells it from another one that has been written under the same name since."""
     tokens, starts = (np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False) for name in files)
     return TokenStream(tokens, starts, eos)
 
@@ -109,7 +115,8 @@ class ShardedStream:
             raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
         number = int(np.searchsorted(ends, index, side="right"))
         before = int(ends[number - 1]) if number else 0
-        return _mapped(self.folder, self.shards[number].files, self.eos).sequence(index - before, seq_len)
+        shard = self.shards[number]
+        return _mapped(self.folder, shard.files, self.eos, shard.digest).sequence(index - before, seq_len)
 
     def digest(self) -> str:
         """A digest of the shards' digests."""
@@ -131,6 +138,7 @@ def how_sources_are_read(config: DataConfig) -> dict[str, Any]:
     sources = {
         name: {
             "path": source.path,
+            "text_field": source.text_field,
             "languages": source.languages and list(source.languages),
             "domains": source.domains and list(source.domains),
         }
@@ -145,7 +153,7 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
     Raises:
         DataError: nothing there, a file missing, cut short or altered, another tokenizer, or other sources.
     """
-    folder = Path(config.prepared or "")
+    folder = Path(config.prepared or "").expanduser()
     manifest = read_manifest(folder)
     if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
@@ -170,7 +178,7 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
     return Prepared(
         {name: ShardedStream(folder, shards, eos) for name, shards in sources.items()},
         {name: sum(shard.tokens for shard in shards) for name, shards in sources.items()},
-        {language: _mapped(str(folder), shard.files, eos) for language, shard in held_out.items()},
+        {language: _mapped(str(folder), shard.files, eos, shard.digest) for language, shard in held_out.items()},
         _read_counts(folder, manifest),
     )
 

@@ -25,7 +25,7 @@ from slm2_minimal.data.units import Unit, ingest, read_unit
 from slm2_minimal.text.corpus import Document, is_validation, stream_corpus
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 
-WORK = "work"
+WORK, STARTS = "work", "/starts"  # the second ends the names of the arrays that say where held-out documents start
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Job:
     def folder(self) -> Path:
         """Where the shards go."""
         assert self.data.prepared is not None
-        return Path(self.data.prepared)
+        return Path(self.data.prepared).expanduser()
 
     def work(self, name: str = "") -> Path:
         """A folder for what the stages before the last leave to the ones after them; it is made, and removed in the end."""
@@ -105,22 +105,25 @@ def write_unit(job: Job, unit: Unit, documents: Iterable[Document]) -> dict[str,
     trained: dict[str, list[np.ndarray]] = defaultdict(list)
     held_out: dict[str, list[np.ndarray]] = defaultdict(list)
     order: list[np.ndarray] = []
-    contamination, unique = Report(), 0
+    contamination, numbers = Report(), Counter({"unique": 0, "documents": 0, "held_out": 0})
     for document, pieces in _cleaned(job, documents, index, contamination):
-        unique += 1
+        numbers["unique"] += 1
+        if not pieces:
+            continue
         arrays = [tokenizer.encode_array(piece) for piece in pieces]
         if is_validation(document.id, job.data.validation_percent):
+            numbers["held_out"] += 1
             held_out[document.language] += arrays
         else:
+            numbers["documents"] += 1
             trained[document.language] += arrays
             order += arrays
     shard = write_shard(job.folder, unit.name, TokenStream.from_documents(order, tokenizer.eos_token_id))
     for kind, texts in (("counts", trained), ("held_out", held_out)):
         _write_languages(job.work(kind) / f"{unit.name}.safetensors", kind, texts, tokenizer)
     done = {
-        "unique": unique,
+        **numbers,
         "shard": asdict(shard),
-        "held_out": sum(map(len, held_out.values())),
         "contamination": vars(contamination) | {"ngrams": sorted(contamination.ngrams)},
     }
     write_json(path, done)
@@ -150,7 +153,7 @@ def _write_languages(path: Path, kind: str, texts: dict[str, list[np.ndarray]], 
     if kind == "counts":
         write_arrays(path, {name: np.bincount(stream.tokens, minlength=tokenizer.vocab_size) for name, stream in streams.items()})
     else:
-        starts = {f"{name}/starts": stream.starts for name, stream in streams.items()}
+        starts = {name + STARTS: stream.starts for name, stream in streams.items()}
         write_arrays(path, {name: stream.tokens for name, stream in streams.items()} | starts)
 
 

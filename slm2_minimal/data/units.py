@@ -49,7 +49,14 @@ class Part:
 def read_source(source: SourceConfig, skipped: Counter[str] | None = None, part: Part | None = None) -> Iterator[Document]:
     """The documents that a `[data.sources]` entry names, or those of a part, as `text.corpus.stream_corpus` reads them."""
     for path in part.paths if part else [source.path]:
-        yield from stream_corpus(path, languages=source.languages, domains=source.domains, text_field=source.text_field, skipped=skipped)
+        yield from stream_corpus(
+            path,
+            languages=source.languages,
+            domains=source.domains,
+            text_field=source.text_field,
+            skipped=skipped,
+            root=source.path,
+        )
 
 
 def ingest(folder: Path, name: str, source: SourceConfig, config: PrepareConfig, part: Part | None = None) -> Iterator[Unit]:
@@ -115,9 +122,7 @@ def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
 
 def _filtered(document: Document, config: PrepareConfig, skipped: Counter[str]) -> Document | None:
     """The document with its text in NFC, or None and a count where it is left out."""
-    text = document.text
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    text = unicodedata.normalize("NFC", document.text)
     checks = (not text.strip(), len(text) < config.min_characters, len(text) > config.max_characters)
     for reason, wrong in zip(FILTERED, checks, strict=True):
         if wrong:

@@ -109,6 +109,7 @@ class Trainer:
             self._conclude(log)
         finally:
             log.close()
+            self._batches = None  # the last reference: worker processes end with it
 
     def train_step(self) -> dict[str, float]:
         """One update of the model. Returns loss, rate, gradient norm.

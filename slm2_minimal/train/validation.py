@@ -1,6 +1,6 @@
 """Validation loss per language, beside the loss of the best model that knows no context."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,27 +10,45 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm2_minimal.data.loader import Batch
-from slm2_minimal.data.packing import IGNORE, TokenStream
+from slm2_minimal.data.packing import IGNORE, Stream
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.train.device import autocast
 from slm2_minimal.train.loss import summed_cross_entropy
 
+MAX_SEQUENCES = 512  # read per language, 2M tokens at the report's 4096: a validation costs no more where more text is held out
+
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """One language's held-out text in batches, and what a unigram model of its training text makes of it (nats per token)."""
+    """One language's held-out text, and what a unigram model of its training text makes of it (nats per token).
 
-    batches: list[Batch]
+    Both losses are of the same targets: those of up to MAX_SEQUENCES sequences of `seq_len` tokens, in batches of up to `rows` rows.
+    """
+
+    held_out: Stream
+    seq_len: int
+    rows: int
     unigram_loss: float
 
     @classmethod
-    def build(cls, held_out: TokenStream, counts: Int[np.ndarray, " ids"], seq_len: int, rows: int) -> "ValidationSet":
-        """Cut `held_out` into batches of up to `rows` rows and score the unigram of the training text's `counts` on the same targets."""
-        sequences = [held_out.sequence(i, seq_len) for i in range(held_out.num_sequences(seq_len))]
-        batches = [Batch.stack(sequences[i : i + rows]) for i in range(0, len(sequences), rows)]
+    def build(cls, held_out: Stream, counts: Int[np.ndarray, " ids"], seq_len: int, rows: int) -> "ValidationSet":
+        """`held_out` must have tokens; `counts` are those of the ids in the training text."""
         log_p = unigram(counts)
-        targets = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
-        return cls(batches, -float(log_p[targets].mean()))
+        targets = torch.cat([batch.labels[batch.labels != IGNORE] for batch in _batches(held_out, seq_len, rows)])
+        return cls(held_out, seq_len, rows, -float(log_p[targets].mean()))
+
+    def batches(self) -> Iterator[Batch]:
+        """The sequences that are scored, cut from the text as they are asked for."""
+        return _batches(self.held_out, self.seq_len, self.rows)
+
+
+def _batches(held_out: Stream, seq_len: int, rows: int) -> Iterator[Batch]:
+    """Spread evenly over the text, in which one source follows the other."""
+    there = held_out.num_sequences(seq_len)
+    count = min(there, MAX_SEQUENCES)
+    chosen = [i * there // count for i in range(count)]
+    for first in range(0, count, rows):
+        yield Batch.stack([held_out.sequence(i, seq_len) for i in chosen[first : first + rows]])
 
 
 def unigram(counts: Int[np.ndarray, " ids"]) -> Float[Tensor, " ids"]:
@@ -47,7 +65,7 @@ def validation_losses(
     losses = {}
     for name, held_out in sets.items():
         total, count = 0.0, 0
-        for batch in held_out.batches:
+        for batch in held_out.batches():
             moved = batch.to(device)
             head = partial(summed_cross_entropy, labels=moved.labels)
             with autocast(device, dtype):

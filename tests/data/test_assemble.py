@@ -1,16 +1,21 @@
 """From the [data] table to training and validation streams: nothing held out is trained on, nothing is scored twice."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from slm2_minimal.config import ConfigError, DataConfig, DataError, SourceConfig
-from slm2_minimal.data.assemble import assemble
+from slm2_minimal.config import ConfigError, DataConfig, DataError, RunConfig, SourceConfig
+from slm2_minimal.data.assemble import assemble, build_loader
+from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.data.prepare import prepare
+from slm2_minimal.data.shards import write_shard
 from slm2_minimal.text.corpus import is_validation, load_corpus
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 
@@ -33,6 +38,14 @@ def write(path: Path, ids: Iterable[str], language: str, note: str = "") -> str:
 
 def config(percent: int = 20, **sources: SourceConfig) -> DataConfig:
     return DataConfig(tokenizer="tiny", seq_len=16, validation_percent=percent, sources=sources)
+
+
+def prepared(folder: Path, data: dict[str, Any], **options: Any) -> DataConfig:
+    """What `prepare` makes of a `[data]` table: its configuration."""
+    table = {"min_characters": 1, "duplicates": "keep", "workers": 1} | options
+    run = RunConfig.from_dict({"data": {"tokenizer": "tiny", "prepared": str(folder / "prepared")} | data, "prepare": table})
+    prepare(run, lambda line: None)
+    return run.data
 
 
 @pytest.fixture
@@ -121,6 +134,70 @@ def test_the_same_configuration_is_the_same_data(en: str, de: str, tiny: Sentenc
     assert len({fingerprint(), fingerprint(seed=5), fingerprint(seq_len=8), fingerprint(validation_percent=10)}) == 4
 
 
+# What the configuration says of the order
+
+
+def loader_of(sources: dict[str, Any], **table: Any) -> Loader:
+    """The loader that a `[data]` table makes over source a, of 720 tokens or 90 sequences, and b, of 80 tokens or 10."""
+    data = RunConfig.from_dict({"data": {"seq_len": 8, "sources": sources} | table}).data
+    streams = {name: TokenStream.from_documents([range(1, length)], 0) for name, length in (("a", 720), ("b", 80))}
+    return build_loader(data, streams, {"a": 720, "b": 80})
+
+
+def turns(loader: Loader, start: int, stop: int) -> Counter[str]:
+    return Counter(loader.names[loader.locate(position)[0]] for position in range(start, stop))
+
+
+def test_stages_start_after_their_tokens() -> None:
+    """64 tokens are 8 sequences."""
+    stages = [{"start_tokens": 64, "weights": {"a": 3, "b": 1}}, {"start_tokens": 128, "weights": {"b": 1}}]
+    loader = loader_of({"a": {}, "b": {}}, stages=stages)
+    assert turns(loader, 0, 8) == {"a": 4, "b": 4}
+    assert turns(loader, 8, 16) == {"a": 6, "b": 2}
+    assert turns(loader, 16, 24) == {"b": 8}
+
+
+def test_a_temperature_takes_the_place_of_the_weights() -> None:
+    """Of nine times as many tokens, at temperature 2, three times as many are read, whatever the weights."""
+    sources = {"a": {"weight": 1}, "b": {"weight": 9}}
+    assert turns(loader_of(sources), 0, 20) == {"a": 2, "b": 18}
+    assert turns(loader_of(sources, temperature=2.0), 0, 20) == {"a": 15, "b": 5}
+
+
+def test_a_subset_of_a_source_is_read() -> None:
+    """Half of the ten sequences of b, again in every epoch, and all of a."""
+    loader = loader_of({"a": {"weight": 9}, "b": {"weight": 1, "subset": 0.5}})
+    read = [loader.locate(position) for position in range(100)]
+    assert [len({index for source, _, index in read if source == number}) for number in (0, 1)] == [90, 5]
+
+
+def test_epochs_are_capped_by_source() -> None:
+    """The 10 sequences of b have every second turn, so twice or four times they last to position 40 or 80."""
+    for cap, end in ((2.0, 40), (4.0, 80)):
+        loader = loader_of({"a": {"max_epochs": 0.5}, "b": {"max_epochs": cap}})
+        loader.mixture.check(end)
+        with pytest.raises(DataError, match=rf"^data\.sources\.b\.max_epochs = {cap}: "):
+            loader.mixture.check(end + 2)
+    with pytest.raises(DataError, match=r"^data\.sources\.b\.max_epochs = 4\.0: "):  # where nothing is said
+        loader_of({"a": {}, "b": {}}).mixture.check(82)
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["on the spot", "prepared"])
+def test_shares_follow_the_tokens_that_are_trained_on(en: str, tmp_path: Path, tiny: SentencePieceTokenizer, ready: bool) -> None:
+    """At temperature 1 the share of a source is that of its tokens, in the ten-thousandths that shares are rounded to."""
+    kept = [i for i in IDS if i not in HELD_OUT]
+    few = write(tmp_path / "few.jsonl", kept[:5], "en", note=", another text")
+    data = {"seq_len": 16, "temperature": 1.0, "validation_percent": 20, "sources": {"many": {"path": en}, "few": {"path": few}}}
+    run = prepared(tmp_path, data) if ready else RunConfig.from_dict({"data": data | {"tokenizer": "tiny"}}).data
+    tokens = [sum(len(tiny.encode(f"en {i}{note}")) + 1 for i in ids) for ids, note in ((kept, ""), (kept[:5], ", another text"))]
+    weights = assemble(run, tiny).loader.mixture.stages[0].weights
+    assert weights[0] / sum(weights) == pytest.approx(tokens[0] / sum(tokens), abs=1e-4)
+    assert tokens[0] > 2 * tokens[1]
+
+
+# Errors
+
+
 def test_nothing_to_read(tiny: SentencePieceTokenizer) -> None:
     with pytest.raises(ConfigError, match=r"^data\.sources = \{\}: nothing to read; name sources"):
         assemble(config(), tiny)
@@ -134,10 +211,31 @@ def test_a_source_that_is_held_out_whole(tmp_path: Path, tiny: SentencePieceToke
 
 def test_nothing_held_out(tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
     path = write(tmp_path / "a.jsonl", [i for i in IDS if i not in HELD_OUT], "en")
-    with pytest.raises(
-        DataError, match=r"^data\.validation_percent = 20: no document fell into the held-out part; raise it, or set it to 0"
-    ):
+    complaint = r"^data\.validation_percent = 20: no text fell into the held-out part; raise it, or set it to 0 to train without validation"
+    with pytest.raises(DataError, match=complaint + "$"):
         assemble(config(first=SourceConfig(path=path)), tiny)
+    with pytest.raises(DataError, match=complaint + ", and prepare another folder$"):
+        assemble(prepared(tmp_path, {"validation_percent": 20, "sources": {"first": {"path": path}}}), tiny)
+
+
+def test_a_language_whose_held_out_text_is_empty_is_not_validated(en: str, tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
+    de = tmp_path / "de.jsonl"
+    rows = [{"id": i, "language": "de", "text": "" if i in HELD_OUT else "Ein Text."} for i in IDS]
+    de.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = assemble(config(first=SourceConfig(path=en), second=SourceConfig(path=str(de))), tiny)
+    assert list(found.held_out) == ["en"]
+    assert sorted(found.token_counts) == ["de", "en"]
+
+
+def test_a_prepared_language_without_held_out_tokens_is_not_validated(en: str, tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
+    data = prepared(tmp_path, {"validation_percent": 20, "sources": {"first": {"path": en}}})
+    path = tmp_path / "prepared" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["held_out"]["de"] = asdict(write_shard(path.parent, "held_out.de", TokenStream.from_documents([], tiny.eos_token_id)))
+    path.write_text(json.dumps(manifest))
+    found = assemble(data, tiny)
+    assert list(found.held_out) == ["en"]
+    assert texts(found.held_out["en"], tiny) == [f"en {i}" for i in HELD_OUT]
 
 
 def test_a_source_that_cannot_be_read(tiny: SentencePieceTokenizer) -> None:

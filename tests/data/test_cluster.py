@@ -121,7 +121,7 @@ def texts(folder: str | Path, source: str, tokenizer: SentencePieceTokenizer) ->
 def assert_same(run: RunConfig, other: RunConfig, tokenizer: SentencePieceTokenizer) -> None:
     """Both folders hold the same documents in the same order, held out and trained on, and the same report."""
     one, two = (Path(r.data.prepared or "") for r in (run, other))
-    names = [COUNTS, "report.json", *(path.name for path in two.glob("held_out-*.npy"))]
+    names = [COUNTS, "report.json", *(path.name for path in two.glob("held_out.*.npy"))]
     assert len(names) > 2 or not run.data.validation_percent
     for name in names:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name

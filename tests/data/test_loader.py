@@ -1,11 +1,13 @@
 """The loader: one global order, whoever reads it, from wherever, and a digest that notices every change of it."""
 
 import random
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from slm2_minimal.config import DataError
 from slm2_minimal.data.loader import Batch, Loader
-from slm2_minimal.data.packing import IGNORE, TokenStream
+from slm2_minimal.data.packing import IGNORE, PackedSequence, TokenStream
 
 SEQ_LEN = 8
 WEIGHTS = {"a": 5, "b": 2, "c": 1}
@@ -203,6 +205,25 @@ def test_batches_in_a_row_whoever_reads_them(workers: int) -> None:
     ahead = loader.batches(16, 4, 1, 2, workers=workers)
     for step in range(12):
         assert same(next(ahead), loader.batch(16 + 4 * step, 4, 1, 2))
+
+
+class Signals(TokenStream):
+    """Two numbers in place of tokens: whether the process that reads them ignores SIGINT, and SIGTERM."""
+
+    def sequence(self, index: int, seq_len: int) -> PackedSequence:
+        answers = [signal.getsignal(signal.SIGINT) is signal.SIG_IGN, signal.getsignal(signal.SIGTERM) is signal.SIG_IGN]
+        return PackedSequence(*(np.asarray(answers, dtype=np.int64) for _ in range(4)))
+
+
+def test_worker_processes_do_not_answer_signals_as_the_trainer_does() -> None:
+    loader = Loader({"a": Signals.from_documents([[1] * 9], 0)}, {"a": 1}, 2, 0)
+    old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        answers = [next(loader.batches(0, 1, workers=workers)).input_ids.tolist() for workers in (1, 0)]
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+    assert answers == [[[1, 1]], [[0, 0]]]
 
 
 # The digest

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from slm2_minimal.config import ConfigError, DataError, RunConfig
+from slm2_minimal.config import ConfigError, DataConfig, DataError, PrepareConfig, RunConfig
 from slm2_minimal.data import prepare as module
 from slm2_minimal.data.assemble import assemble
+from slm2_minimal.data.minhash import LSH
 from slm2_minimal.data.prepare import prepare
 from slm2_minimal.data.shards import open_prepared
+from slm2_minimal.data.stages import Job
 from slm2_minimal.text.corpus import Document, is_validation, load_corpus
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 
@@ -62,9 +64,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def texts(folder: str | Path, name: str, tokenizer: SentencePieceTokenizer) -> list[str]:
-    """The documents of a source's shards, or of held_out-LANGUAGE, as text."""
-    found = []
-    for path in sorted(Path(folder).glob(f"{name}*.tokens.npy")):
+    """The documents of a source's shards, or those held out of a language, as text."""
+    manifest, found = json.loads((Path(folder) / "manifest.json").read_text()), []
+    shards = manifest["sources"].get(name) or [manifest["held_out"][name]]
+    for path in (Path(folder) / f"{shard['name']}.tokens.npy" for shard in shards):
         tokens, starts = np.load(path), np.load(str(path).replace("tokens", "starts"))
         ends = [*starts[1:].tolist(), len(tokens)][: len(starts)]
         found += [tokenizer.decode(tokens[a : b - 1].tolist()) for a, b in zip(starts.tolist(), ends, strict=True)]
@@ -77,7 +80,7 @@ def test_every_document_is_where_it_belongs(config: Make, tiny: SentencePieceTok
     kept = [d.text for d in english(40) if not is_validation(d.id, 10)]
     held_out = [d.text for d in english(40) if is_validation(d.id, 10)]
     assert texts(run.data.prepared or "", "web", tiny) == kept
-    assert texts(run.data.prepared or "", "held_out-en", tiny) == held_out
+    assert texts(run.data.prepared or "", "en", tiny) == held_out
     web = report["sources"]["web"]
     assert (web["read"], web["documents"], web["held_out"], web["skipped"]) == (40, len(kept), len(held_out), {})
     assert web["tokens"] == sum(len(ids) + 1 for ids in tiny.encode_batch(kept))
@@ -106,39 +109,87 @@ def test_units_and_workers_change_how_it_is_cut_and_not_what_is_kept(
     cut = config("cut", **{"prepare.shard_megabytes": 1})
     prepare(cut, quiet)
     assert len(list(Path(cut.data.prepared or "").glob("web-*.tokens.npy"))) > 2
-    for name in ("web", "de", "held_out-en"):
+    for name in ("web", "de", "en"):
         assert texts(cut.data.prepared or "", name, tiny) == texts(config("one").data.prepared or "", name, tiny)
 
 
 # Stopped and started again
 
 
-def test_killed_at_any_moment_and_the_same_bytes_in_the_end(config: Make, tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_the_same_bytes_in_the_end(config: Make, tmp_path: Path, monkeypatch: Any) -> None:
     benchmark = tmp_path / "benchmark.jsonl"
     benchmark.write_bytes(lines([{"text": english(3)[2].text[200:500]}]))
-    changes = {"prepare.benchmarks": {"quiz": str(benchmark)}}
+    changes: dict[str, Any] = {"prepare.benchmarks": {"quiz": str(benchmark)}}
+    monkeypatch.setattr("slm2_minimal.data.units.MEGABYTE", 4_000)  # some twenty units
+    changes["prepare.shard_megabytes"] = 1
     prepare(config("whole", **changes), quiet)
     expected = contents(tmp_path / "whole")
     script = (
-        "import json, sys; from slm2_minimal.config import RunConfig; from slm2_minimal.data import units; "
+        "import json, sys; from slm2_minimal.config import RunConfig; from slm2_minimal.data import units; units.MEGABYTE = 4_000; "
         "from slm2_minimal.data.prepare import prepare; prepare(RunConfig.from_dict(json.loads(sys.argv[1])))"
     )
     settings = json.dumps(config("broken", **changes).to_dict())
-    rng, kills = random.Random(5), 0
+    rng, stood = random.Random(5), list[tuple[int, bool]]()
     for _ in range(40):
         process = subprocess.Popen(
             [sys.executable, "-c", script, settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        try:
-            process.wait(timeout=rng.uniform(1.2, 2.6) if kills < 6 else 60)
+        try:  # so long after the folder is there: before that, the process only imports
+            for _ in range(600):
+                if (tmp_path / "broken").exists() or process.poll() is not None:
+                    break
+                time.sleep(0.05)
+            process.wait(timeout=rng.uniform(0.1, 1.5) if len(stood) < 6 else 60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with its worker processes
             process.wait()
-            kills += 1
+            stood.append((len(list((tmp_path / "broken").glob("*.tokens.npy"))), (tmp_path / "broken" / "manifest.json").exists()))
             continue
         break
     assert process.returncode == 0
+    assert len(stood) >= 2, "killed at least twice"
+    assert not all(complete for _, complete in stood), stood
     assert contents(tmp_path / "broken") == expected
+
+
+def test_workers_end_with_a_main_process_that_is_killed(config: Make, tmp_path: Path) -> None:
+    """And the same call goes on at once: it waits for them, since two writers in one folder would be one too many."""
+    run = config("out", **{"prepare.workers": 2})
+    main = subprocess.Popen(
+        [sys.executable, "-c", SLOW, json.dumps(run.to_dict())], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert main.stdout is not None
+    workers = [int(number) for number in main.stdout.readline().split()]
+    assert len(workers) == 2
+    with pytest.raises(DataError, match=r"another slm2 prepare is at work there; let it end, or name another folder$"):
+        prepare(run, quiet)
+    main.kill()
+    main.wait()
+    prepare(run, quiet)
+    alive = [path for number in workers if (path := Path(f"/proc/{number}/cmdline")).exists() and path.read_bytes()]
+    assert alive == [], "of a process that has ended, only its exit code may be left"
+
+
+SLOW = """
+import json, multiprocessing, sys, time
+from slm2_minimal.config import RunConfig
+from slm2_minimal.data import prepare as module
+
+def slow(job, unit):
+    time.sleep(60)
+
+module.tokenise_unit = slow
+real = module.ProcessPoolExecutor.submit
+
+def submit(self, work, *arguments):
+    future = real(self, work, *arguments)
+    if work is slow and len(multiprocessing.active_children()) == 2:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    return future
+
+module.ProcessPoolExecutor.submit = submit
+module.prepare(RunConfig.from_dict(json.loads(sys.argv[1])), lambda line: None)
+"""
 
 
 @pytest.mark.parametrize("stage", ["ingest_source", "key_unit", "tokenise_unit", "publish"])
@@ -157,7 +208,6 @@ def test_a_failure_in_any_stage_is_gone_on_from(config: Make, tmp_path: Path, st
         patch.setattr(f"{real.__module__}.{stage}", broken)
         with pytest.raises(DataError, match=r"No space left on device; mend that .* and run the same again: what is complete stays$"):
             prepare(config("broken"), quiet)
-    assert not list((tmp_path / "broken").rglob("*.part"))
     prepare(config("broken"), quiet)
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
@@ -181,6 +231,21 @@ def test_a_worker_that_dies_is_said(config: Make, monkeypatch: Any) -> None:
         RuntimeError, match=r"^a worker process died, perhaps out of memory; run the same again, with fewer prepare\.workers$"
     ):
         prepare(config(), quiet)
+
+
+def test_a_stop_between_the_last_two_acts_leaves_nothing(config: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    """The manifest is written, the stages' files are not yet removed; and a `.part` of a killed process lies about."""
+    prepare(config("whole"), quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "rmtree", lambda *arguments, **options: None)
+        prepare(config("broken"), quiet)
+    assert (tmp_path / "broken" / "work").exists()
+    prepare(config("broken"), quiet)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "settings.json.17.part").write_text("{")
+    prepare(config("new"), quiet)
+    assert contents(tmp_path / "new") == contents(tmp_path / "whole")
 
 
 # What is left out
@@ -210,6 +275,7 @@ def test_duplicates_and_contamination_go_and_are_counted(config: Make, tmp_path:
     assert any("1 texts are too short to look for" in line for line in said)
     row = prepare(config("cut", **changes, **{"prepare.contaminated": "cut"}), quiet)["sources"]["more"]
     assert row["contaminated"] == {"dropped": 0, "cut": 1}
+    assert row["documents"] == 4, "documents, however many pieces they are cut into"
     assert not any(base[3].text[150:250] in text for text in texts(tmp_path / "cut", "more", tiny))
     row = prepare(config("exact", **changes, **{"prepare.duplicates": "exact"}), quiet)["sources"]["more"]
     assert row["duplicates"] == 1
@@ -259,6 +325,38 @@ def test_parquet_zst_and_another_text_field(config: Make, tmp_path: Path, tiny: 
     assert texts(tmp_path / "out", "kinds", tiny) == [d.text for d in documents]
 
 
+def test_a_language_may_have_any_name_and_no_text(config: Make, tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
+    held_out = [f"d{i}" for i in range(200) if is_validation(f"d{i}", 10)]
+    records = [{"id": i, "language": "PL/SQL", "text": d.text} for i, d in zip(held_out, english(3), strict=False)]
+    leak = english(9)[8].text
+    records += [
+        {"id": held_out[5], "language": "gone", "text": leak},
+        *({"id": f"x{i}", "text": d.text} for i, d in enumerate(english(8)[3:])),
+    ]
+    (tmp_path / "any.jsonl").write_bytes(lines(records))
+    (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": leak}]))
+    changes = {"data.sources": {"any": {"path": str(tmp_path / "any.jsonl")}}, "prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")}}
+    run = config(**changes)
+    prepare(run, quiet)
+    assert list(open_prepared(run.data, tiny).held_out) == ["PL/SQL"]
+    assert texts(tmp_path / "out", "PL/SQL", tiny) == [d.text for d in english(3)]
+
+
+def test_the_settings_of_minhash_reach_it() -> None:
+    config = PrepareConfig(similarity=0.7, permutations=64, shingle_words=3)
+    assert Job(DataConfig(prepared="x"), config).lsh == LSH.for_similarity(0.7, permutations=64, shingle=3)
+    assert Job(DataConfig(prepared="x"), config.replace(duplicates="exact")).lsh is None
+
+
+def test_the_length_of_a_shared_run_reaches_decontamination(config: Make, tmp_path: Path) -> None:
+    ten = "one two three four five six seven eight nine ten"
+    (tmp_path / "web" / "c.jsonl").write_bytes(lines([{"text": f"green {ten} black"}]))
+    (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": f"red {ten} blue"}]))
+    changes = {"prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")}}
+    assert prepare(config("ten", **changes, **{"prepare.ngram_words": 10}), quiet)["contamination"]["hit"] == 1
+    assert prepare(config("eleven", **changes, **{"prepare.ngram_words": 11}), quiet)["contamination"]["hit"] == 0
+
+
 # Bad input: one line, and what was written stays
 
 
@@ -281,12 +379,28 @@ def test_a_truncated_gzip_is_an_error_until_it_is_mended(config: Make, tmp_path:
         ({"data.sources": {}}, ConfigError, r"^data\.sources = \{\}: nothing to read"),
         ({"data.sources": {"a/b": {}}}, ConfigError, r"^data\.sources\.a/b: becomes the name of files"),
         ({"data.sources": {"web": {"path": "nowhere.jsonl"}}}, DataError, r"^path = 'nowhere\.jsonl': no such file or folder"),
+        (
+            {"data.prepared": "{web}/out"},
+            ConfigError,
+            r"^data\.prepared = '.*web/out': lies inside .*web, which would then be read with it",
+        ),
         ({"prepare.benchmarks": {"quiz": "nowhere.jsonl"}}, DataError, r"^path = 'nowhere\.jsonl': no such file or folder"),
     ],
 )
-def test_wrong_settings(config: Make, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_settings(config: Make, tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    if changes.get("data.prepared"):
+        changes = {"data.prepared": changes["data.prepared"].format(web=tmp_path / "web")}
     with pytest.raises(error, match=message):
         prepare(config(**changes), quiet)
+
+
+def test_a_source_that_was_missing_may_come(config: Make, tmp_path: Path) -> None:
+    path = tmp_path / "web" / "b.jsonl"
+    changes = {"data.sources": {"late": {"path": str(tmp_path / "late.jsonl")}, "de": {"languages": ["de"], "domains": ["recipes"]}}}
+    with pytest.raises(DataError, match=r"late\.jsonl': no such file or folder"):
+        prepare(config("late", **changes), quiet)
+    (tmp_path / "late.jsonl").write_bytes(path.read_bytes())
+    assert prepare(config("late", **changes), quiet)["sources"]["late"]["read"] == 15
 
 
 def test_a_folder_holds_one_preparation_only(config: Make, tmp_path: Path) -> None:
@@ -300,6 +414,12 @@ def test_a_folder_holds_one_preparation_only(config: Make, tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"was begun with other 'inputs' \(web: "):
         prepare(config(), quiet)
     assert contents(tmp_path / "out") == before
+    (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": "one"}]))
+    quiz = {"prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")}}
+    prepare(config("quizzed", **quiz), quiet)
+    (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": "another"}]))
+    with pytest.raises(DataError, match=r"was begun with other 'inputs' \(benchmark quiz: "):
+        prepare(config("quizzed", **quiz), quiet)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match=r"holds files that slm2 prepare did not write; name an empty or new folder$"):

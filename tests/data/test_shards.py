@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,6 @@ import numpy as np
 import pytest
 
 from slm2_minimal.config import DataConfig, DataError, RunConfig
-from slm2_minimal.data import shards as module
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.prepare import prepare
@@ -104,7 +105,7 @@ def altered(path: Path) -> None:
         ("de-000000.tokens.npy", lambda p: p.unlink(), "de-000000.tokens.npy is missing or cut short"),
         ("de-000000.tokens.npy", lambda p: p.write_bytes(b""), "de-000000.tokens.npy is missing or cut short"),
         ("de-000000.tokens.npy", lambda p: np.save(p, np.zeros(3, np.uint32)), "holds (3,) of uint32, not ("),
-        ("held_out-code.tokens.npy", lambda p: np.save(p, np.load(p).astype(np.int64)), "of int64, not ("),
+        ("held_out.000.tokens.npy", lambda p: np.save(p, np.load(p).astype(np.int64)), "of int64, not ("),
         ("token_counts.safetensors", altered, "token_counts.safetensors is missing or altered"),
         ("token_counts.safetensors", lambda p: p.unlink(), "token_counts.safetensors is missing or altered"),
         ("manifest.json", lambda p: p.write_text(p.read_text()[:-20]), "manifest.json is damaged"),
@@ -167,5 +168,39 @@ def test_weights_epochs_and_a_part_of_the_sources_are_free(prepared: DataConfig,
     assert found.tokens["de"] == found.streams["de"].shards[0].tokens > 0
 
 
-def test_few_maps_are_open_at_a_time(tmp_path: Path) -> None:
-    assert module._mapped.cache_info().maxsize == module.OPEN_SHARDS < 65_530
+@pytest.mark.parametrize("field", ["text_field", "languages", "domains"])
+def test_how_a_source_is_read_is_part_of_what_it_is(prepared: DataConfig, tiny: SentencePieceTokenizer, field: str) -> None:
+    sources = vars_of(prepared)["sources"]
+    sources["de"][field] = "body" if field == "text_field" else ["x"]
+    config = RunConfig.from_dict({"data": vars_of(prepared) | {"sources": sources}}).data
+    with pytest.raises(DataError, match=r"^data\.sources\.de = .*: .* was prepared from "):
+        open_prepared(config, tiny)
+
+
+def test_another_preparation_under_the_same_name_is_not_mixed_up(tmp_path: Path) -> None:
+    for text in ([[1, 2, 3]], [[4, 5, 6]]):
+        stream = ShardedStream(tmp_path, [write_shard(tmp_path, "s", TokenStream.from_documents(text, 0))], 0)
+        assert stream.sequence(0, 4).input_ids.tolist() == [*text[0], 0]
+
+
+def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+    """500 shards and 500 files of keys where 400 files may be open; a map keeps its file open as well."""
+    script = """
+import resource, sys
+from pathlib import Path
+from slm2_minimal.data.dedup import find_duplicates, write_keys
+from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.data.shards import ShardedStream, write_shard
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+folder = Path(sys.argv[1])
+shards = [write_shard(folder, f"s-{i}", TokenStream.from_documents([[i + 1, i + 2]], 0)) for i in range(500)]
+stream = ShardedStream(folder, shards, 0)
+assert [int(stream.sequence(i, 3).input_ids[0]) for i in range(500)] == list(range(1, 501))
+for i in range(500):
+    write_keys(folder / f"k-{i}.npy", [str(i)], [f"text {i // 2}"], None)
+found = find_duplicates([folder / f"k-{i}.npy" for i in range(500)], None, sources=["s"] * 500)
+assert sum(int(unit.sum()) for unit in found.removed) == 250
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from slm2_minimal.config import ConfigError, ModelConfig, OptimizerConfig
+from slm2_minimal.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig
+from slm2_minimal.data.assemble import assemble
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 from slm2_minimal.train import device as device_module
+from slm2_minimal.train import validation
 from slm2_minimal.train.device import matmul_rate, peak_rate, pick_device, pick_dtype
 from slm2_minimal.train.doctor import report
 from slm2_minimal.train.metrics import flops_per_token, progress_line
@@ -111,6 +114,29 @@ def test_validation_does_not_depend_on_the_batch() -> None:
     one, many = (ValidationSet.build(stream, np.ones(7, dtype=np.int64), seq_len=8, rows=rows) for rows in (1, 4))
     a, b = (validation_losses(model, {"x": held_out}, CPU)["x"] for held_out in (one, many))
     assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_a_long_held_out_text_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences 0, 2 and 5 of eight, from the whole length; both losses are of their targets and of no other."""
+    monkeypatch.setattr(validation, "MAX_SEQUENCES", 3)
+    tokens = np.random.default_rng(0).integers(1, 7, size=31)
+    stream, model, counts = TokenStream.from_documents([tokens], eos=0), StableLM2(SMALL), np.arange(7)
+    held_out = ValidationSet.build(stream, counts, seq_len=4, rows=2)
+    assert [len(batch.input_ids) for batch in held_out.batches()] == [2, 1]
+    read = np.append(tokens, 0)
+    rows = torch.from_numpy(np.stack([read[4 * i : 4 * i + 4] for i in (0, 2, 5)]))
+    targets = torch.from_numpy(np.stack([read[4 * i + 1 : 4 * i + 5] for i in (0, 2, 5)]))
+    assert held_out.unigram_loss == pytest.approx(-((targets + 1) / 28).log().mean().item())
+    expected = -model(rows).log_softmax(-1).gather(-1, targets[..., None]).mean().item()
+    assert validation_losses(model, {"x": held_out}, CPU)["x"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_tiny_presets_held_out_text_is_read_whole(tiny: SentencePieceTokenizer) -> None:
+    data = DataConfig.preset("tiny")
+    for stream in assemble(data, tiny).held_out.values():
+        held_out = ValidationSet.build(stream, np.ones(1024, dtype=np.int64), data.seq_len, rows=16)
+        ids = torch.cat([batch.input_ids.flatten() for batch in held_out.batches()])
+        assert ids[: len(stream.tokens)].tolist() == stream.tokens.tolist()
 
 
 def test_progress_line() -> None:

@@ -1,6 +1,7 @@
 """The loop as a user meets it: learns, resumes bitwise, refuses what does not fit, stops before a bad update, keeps the best."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -186,18 +187,24 @@ def test_vocabulary_mismatch(small_run: Make) -> None:
         Trainer(small_run(**{"model.vocab_size": 512}))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_the_same_command_goes_on(small_run: Make, number: signal.Signals, tmp_path: Path) -> None:
-    whole = small_run("whole", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
-    Trainer(whole).run()
-    config = small_run("stopped", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
+def started(config: RunConfig) -> subprocess.Popen[str]:
+    """The run in a process of its own, the first of its group."""
     code = (
         "import json, sys\nfrom slm2_minimal.config import RunConfig\nfrom slm2_minimal.train.trainer import Trainer\n"
         "Trainer(RunConfig.from_dict(json.loads(sys.argv[1]))).run()"
     )
     command = [sys.executable, "-c", code, json.dumps(config.to_dict())]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_same_command_goes_on(small_run: Make, number: signal.Signals, tmp_path: Path) -> None:
+    whole = small_run("whole", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
+    Trainer(whole).run()
+    config = small_run("stopped", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
+    process = started(config)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step"):
@@ -217,18 +224,13 @@ def test_killed_inside_a_checkpoint_write(small_run: Make) -> None:
     changes = {"train.steps": 40, "train.save_every": 1, "train.validate_every": 1000, "train.keep_checkpoints": 3}
     whole, config = small_run("whole", **changes), small_run("killed", **changes)
     Trainer(whole).run()
-    code = (
-        "import json, sys\nfrom slm2_minimal.config import RunConfig\nfrom slm2_minimal.train.trainer import Trainer\n"
-        "Trainer(RunConfig.from_dict(json.loads(sys.argv[1]))).run()"
-    )
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(config.to_dict())], stdout=subprocess.DEVNULL, env=environment)
+    process = started(config)
     run = Path(config.train.output_dir)
     deadline = time.monotonic() + 60
     while len(checkpoint.steps(run)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.communicate()
     for folder in checkpoint.steps(run):
         checkpoint.read_state(folder)
     Trainer(config).run()
@@ -249,6 +251,37 @@ def test_prepared_data_and_worker_processes_train_the_same_model(small_run: Make
     for name in ("shards", "ahead"):
         assert losses(small_run(name)) == losses(small_run("memory"))
         assert_bitwise(final_files(small_run(name)), final_files(small_run("memory")))
+
+
+def test_worker_processes_end_with_the_run(small_run: Make) -> None:
+    """Whether it ends well or not, and while the trainer is still there."""
+    trainer = Trainer(small_run(**{"data.workers": 2, "train.steps": 2, "schedule.cooldown_start": None, "schedule.cooldown_steps": None}))
+    trainer.train_step()
+    assert len(multiprocessing.active_children()) == 2
+    trainer.run()
+    assert multiprocessing.active_children() == []
+    broken = Trainer(small_run("broken", **{"data.workers": 2, "train.prompts": []}))
+    broken.model.model.norm.register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(TrainingError):
+        broken.run()
+    assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_is_answered_once_whatever_the_workers(small_run: Make) -> None:
+    """A terminal sends SIGINT to all processes of the group."""
+    config = small_run(
+        **{"data.workers": 2, "train.steps": 200, "train.log_every": 1, "train.save_every": 400, "train.validate_every": 400}
+    )
+    process = started(config)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step"):
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "the same command goes on from there" in out
+    assert err.count("SIGINT") == 1, err
 
 
 def test_a_run_does_not_go_on_with_other_prepared_data(small_run: Make, tmp_path: Path) -> None:
