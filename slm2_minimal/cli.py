@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, words = _parser(), list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(words)
     try:
-        if options.command not in ("train", "prepare") and rest:
+        if options.command not in ("train", "prepare", "plan") and rest:
             raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
         options.call(options, rest)
     except UserError as error:
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, call, summary in (
         ("prepare", _prepare, "clean and tokenise the sources of a preset or a TOML file into shards, or go on where it was stopped"),
         ("train", _train, "train a model from a preset or a TOML file, or go on where a run stopped"),
+        ("plan", _plan, "what a run would need: memory a rank, step time, communication, GPU-hours, cost, energy; starts nothing"),
     ):
         command = commands.add_parser(
             name, help=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -57,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(call=call)
         if name == "prepare":
             _add_cluster_options(command)
+        if name == "plan":
+            _add_plan_options(command)
 
     generate = commands.add_parser("generate", help="continue a prompt with a trained model", allow_abbrev=False)
     generate.add_argument(
@@ -95,6 +98,16 @@ def _add_cluster_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", default=None, help="slurm: write the scripts, and submit nothing")
 
 
+def _add_plan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8")
+    command.add_argument("--gpu", default="a100-40gb", metavar="NAME", help="a100-40gb (default), a100-80gb, h100-80gb or h200-141gb")
+    command.add_argument("--strategy", metavar="NAME", help="single, ddp, zero1, fsdp or hybrid (default: zero1, on one GPU single)")
+    command.add_argument("--checkpointing", default="none", metavar="NAME", help="of activations: none (default), selective or full")
+    command.add_argument("--tflops", type=float, metavar="X", help="what a GPU achieves, in TFLOP/s (A100 default: 170, the report's)")
+    command.add_argument("--mfu", type=float, metavar="X", help="the same as a share of its peak, for example 0.4")
+    command.add_argument("--usd-per-hour", type=float, metavar="X", help="of one GPU (default: 3.5 for a100-40gb, the report's)")
+
+
 def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
     """Every key with its value, as it would be typed in a shell."""
     for key, value in table.items():
@@ -129,6 +142,14 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.train.trainer import Trainer
 
     Trainer(RunConfig.load(options.config, parse_overrides(rest))).run()
+
+
+def _plan(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.train.planner import plan, table
+
+    config = RunConfig.load(options.config, parse_overrides(rest))
+    given = {"tflops": options.tflops, "mfu": options.mfu, "usd_per_hour": options.usd_per_hour}
+    print(table(config, plan(config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given)))
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> None:

@@ -1,0 +1,370 @@
+"""The planner against the report, against the arithmetic of sharding by hand, and against the memory of real steps."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from slm2_minimal.cli import main
+from slm2_minimal.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig, UserError
+from slm2_minimal.data.loader import Batch
+from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.train import planner
+from slm2_minimal.train.loss import summed_cross_entropy
+from slm2_minimal.train.optimizer import build_optimizer, clip_gradients
+from slm2_minimal.train.planner import GPUS, block_bytes, communication, loss_bytes, memory, plan, state_bytes, table
+from slm2_minimal.train.trainer import accumulate_gradients
+
+CPU = torch.device("cpu")
+FULL = RunConfig.preset("stablelm-2-1_6b")
+N, TABLE, TOKENS = 1_644_515_328, 205_520_896, 8192  # parameters; embedding or head; tokens in a micro-batch
+report = partial(plan, FULL, 512, "a100-40gb")
+
+
+def small(vocab: int, channels: int, layers: int, **changes: Any) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab, hidden_size=channels, intermediate_size=channels * 11 // 4, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
+    ).replace(**changes)  # fmt: skip
+
+
+def run_of(model: ModelConfig, rows: int, length: int, accumulation: int = 2, dtype: Any = "auto") -> RunConfig:
+    train = TrainConfig(micro_batch_size=rows, global_batch_tokens=rows * length * accumulation, dtype=dtype)
+    return RunConfig(model=model, data=DataConfig(seq_len=length), train=train)
+
+
+# The report's run
+
+
+def test_the_reports_step() -> None:
+    planned = report()
+    assert (planned.strategy, planned.accumulation, planned.tokens) == ("zero1", 2, 500_000 * 8_388_608)
+    assert f"{planned.mfu:.1%}" == "54.5%"
+    assert f"{planned.step_seconds:.3f}" == "1.065"
+    assert f"{planned.gpu_hours / 1e3:.1f}k" == "75.7k"
+    assert planned.flops_per_token == 6 * (N - TABLE) + 12 * 24 * 2048 * 4096
+    assert planned.step_seconds == pytest.approx(planned.flops_per_token * 8_388_608 / (512 * 170e12), rel=1e-12)
+
+
+def test_the_reports_cost_and_energy() -> None:
+    planned = report()
+    assert planned.usd == pytest.approx(75_730 * 3.5, rel=1e-4)
+    assert planned.mwh == pytest.approx(75_730 * 400 * 1.1 / 1e6, rel=1e-4)  # 33.3, between the reported 30 and 40.5 for 92k hours
+    assert planned.tonnes_co2 == pytest.approx(planned.mwh * 0.385)
+
+
+def test_micro_batch_2_fits_40_gb_without_checkpointing_and_4_does_not() -> None:
+    assert report().fits
+    four = RunConfig.load("stablelm-2-1_6b", {"train.micro_batch_size": 4})
+    assert not plan(four, 512, "a100-40gb").fits
+    assert plan(four, 512, "a100-40gb", "zero1", "selective").fits
+    assert not report("ddp").fits, "16 bytes per parameter on every rank leave too little"
+    assert not report("ddp", "selective").fits
+    assert report("ddp", "full").fits
+    assert report("fsdp").fits
+    assert report("hybrid").fits
+
+
+def test_the_full_models_activations_by_hand() -> None:
+    """A layer keeps per token 16,384 + 16 before the norms, 20,480 normalised, 20,480 + 128 of attention, 8,192 of mask, 45,056 of MLP."""
+    assert block_bytes(FULL.model, 4096) == 16_384 + 16 + 20_480 + 20_480 + 128 + 8_192 + 45_056
+    assert block_bytes(FULL.model, 4096, masked=False) == block_bytes(FULL.model, 4096) - 8_192
+    assert block_bytes(FULL.model, 4096, "full") == 8_192
+    assert block_bytes(FULL.model, 4096, "selective") == 8_192 + 128 + 2 * (6 * 2048 + 2 * 5632)
+    needed = report().memory
+    assert needed.activations == TOKENS * (24 * block_bytes(FULL.model, 4096) + 4 * 2048 + 8 + 32 + 12 * 8 + 4096)
+    assert needed.working == loss_bytes(FULL.model, TOKENS, 2) == TOKENS * 8 * 2048 + 10 * TABLE
+    assert needed.total == needed.weights + needed.gradients + needed.optimizer + needed.activations + needed.working
+
+
+def test_what_full_checkpointing_costs() -> None:
+    """The blocks run forward twice: 2 FLOP per weight and token, and 4 L C T of attention; the head runs once."""
+    plain, full = report(), report("zero1", "full")
+    again = 2 * (N - 2 * TABLE) + 4 * 24 * 2048 * 4096
+    assert full.step_seconds / plain.step_seconds == pytest.approx(1 + again / plain.flops_per_token, rel=1e-9)
+    assert full.mfu == pytest.approx(plain.mfu * plain.step_seconds / full.step_seconds, rel=1e-9)
+    assert report("zero1", "selective").step_seconds == plain.step_seconds
+
+
+def test_a_given_rate() -> None:
+    assert report(mfu=170 / 312) == report(tflops=170)
+    assert report(tflops=85).gpu_hours == pytest.approx(2 * report().gpu_hours)
+    assert report(tflops=156).mfu == pytest.approx(0.5)
+    assert report(usd_per_hour=7).usd == pytest.approx(2 * report().usd)  # type: ignore[operator]
+    assert plan(FULL, 512, "h100-80gb").usd is None
+
+
+# Sharding and communication by hand
+
+
+def test_states_of_every_strategy() -> None:
+    steps = 4 * 340  # a step count per tensor
+    assert state_bytes(FULL.model, "single", 1) == state_bytes(FULL.model, "ddp", 1) == (4 * N, 4 * N, 8 * N + steps)
+    assert state_bytes(FULL.model, "zero1", 512) == (2 * N, 4 * N + N / 128, 12 * N / 512 + steps)
+    assert state_bytes(FULL.model, "fsdp", 512) == (N / 128, N / 128, N / 64 + steps)
+    needed = report("hybrid").memory
+    assert (needed.weights, needed.gradients, needed.optimizer) == (N / 2, N / 2, N + steps)
+
+
+def test_fsdp_gathers_the_root_and_two_blocks() -> None:
+    block = (N - 2 * TABLE - 2 * 2048) // 24
+    assert block == 16_777_216 + 34_603_008 + 3 * 2048 + 4 * 2048
+    gathered = report("fsdp").memory.working - report("zero1").memory.working
+    assert gathered == 2 * (N - 24 * block + 2 * block)
+
+
+def test_bytes_sent_by_hand() -> None:
+    card, part = GPUS["a100-40gb"], 511 / 512
+    root = 2 * TABLE + 2 * 2048
+    assert communication(FULL, 512, "ddp", card) == pytest.approx((2 * part * 4 * N, 2 * part * 4 * N / 50e9))
+    assert communication(FULL, 512, "zero1", card) == pytest.approx((part * 6 * N, part * 6 * N / 50e9))
+    fsdp = 2 * part * (8 * N - 2 * root)  # two micro-batches; embedding, head and final norm are gathered once in each
+    assert communication(FULL, 512, "fsdp", card) == pytest.approx((fsdp, fsdp / 50e9))
+    inside, among = 2 * 7 / 8 * (8 * N - 2 * root), 2 * 63 / 64 * 4 * N / 8
+    assert communication(FULL, 512, "hybrid", card) == pytest.approx((inside + among, inside / 300e9 + 8 * among / 50e9))
+    assert communication(FULL, 8, "ddp", card) == pytest.approx((2 * 7 / 8 * 4 * N, 2 * 7 / 8 * 4 * N / 300e9))
+    assert communication(FULL, 1, "single", card) == (0, 0)
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "fsdp"])
+def test_more_ranks_need_less_each(strategy: str) -> None:
+    totals = [memory(FULL, gpus, strategy).total for gpus in (2, 8, 64, 512)]
+    assert totals == sorted(totals, reverse=True)
+    assert len(set(totals)) == 4
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1", "fsdp", "hybrid"])
+@pytest.mark.parametrize("kind", planner.CHECKPOINTING)
+def test_more_tokens_need_more_and_more_checkpointing_less(strategy: str, kind: str) -> None:
+    runs = [RunConfig.load("stablelm-2-1_6b", {"train.micro_batch_size": size}) for size in (1, 2, 4)]
+    totals = [memory(run, 512, strategy, kind).total for run in runs]
+    assert totals == sorted(totals)
+    assert len(set(totals)) == 3
+    assert memory(FULL, 512, strategy, "none").total >= memory(FULL, 512, strategy, kind).total >= memory(FULL, 512, strategy, "full").total
+
+
+def test_the_reserve_counts() -> None:
+    card = GPUS["a100-40gb"]
+    for strategy in ("ddp", "zero1", "fsdp"):
+        for kind in planner.CHECKPOINTING:
+            planned = report(strategy, kind)
+            assert planned.fits == (planned.memory.total <= card.memory - planner.RESERVE)
+
+
+# Against real steps
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        small(512, 64, 2), small(300, 32, 3, tie_word_embeddings=True), small(300, 64, 2, num_key_value_heads=2),
+        small(300, 64, 2, norm_bias=False), small(300, 64, 2, final_norm_bias=False, use_qkv_bias=False),
+    ],
+    ids=["plain", "tied", "grouped", "no block bias", "no other bias"],
+)  # fmt: skip
+def test_states_equal_those_of_a_real_adamw(model: ModelConfig) -> None:
+    network = StableLM2(model)
+    optimizer = build_optimizer(network, OptimizerConfig())
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    weights = sum(p.nbytes for p in network.parameters())
+    gradients = sum(p.grad.nbytes for p in network.parameters() if p.grad is not None)
+    state = sum(tensor.nbytes for tensors in optimizer.state.values() for tensor in tensors.values())
+    assert (weights, gradients, state) == state_bytes(model, "single", 1)
+
+
+def keep_products(context: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    kept = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default)
+    return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def measured_peak(run: RunConfig, kind: str, masked: bool) -> dict[str, int]:
+    """Live tensor bytes of a step that is not the first, at the worst moment of its last micro-batch: all, and those that are states."""
+    torch.manual_seed(0)
+    network = StableLM2(run.model)
+    optimizer = build_optimizer(network, OptimizerConfig())
+    if kind != "none":
+        context = {"context_fn": partial(create_selective_checkpoint_contexts, keep_products)} if kind == "selective" else {}
+        for block in network.model.layers:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)  # type: ignore[method-assign]
+    rows, length = run.train.micro_batch_size, run.data.seq_len
+
+    def micro_batch() -> None:
+        ids = torch.randint(run.model.vocab_size, (rows, length))
+        documents = (torch.arange(length) >= length // 2).long() * masked
+        batch = Batch(ids, ids, torch.arange(length).repeat(rows, 1), documents.repeat(rows, 1))
+        accumulate_gradients(network, [batch], CPU, getattr(torch, str(run.train.dtype)))
+
+    def update() -> None:
+        clip_gradients(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    micro_batch()
+    update()
+    if run.train.global_batch_tokens > rows * length:
+        micro_batch()
+    tracker = MemTracker()
+    tracker.track_external(network, optimizer)
+    with tracker:
+        micro_batch()
+        update()
+    peak = {getattr(key, "value", key): value for key, value in tracker.get_tracker_snapshot("peak")[CPU].items()}
+    return {"all": peak["Total"], "states": peak["Parameter"] + peak["Gradient"] + peak["Optstate"]}
+
+
+SHAPES = [  # vocabulary, width, layers, rows, length, masked, checkpointing: each with two micro-batches
+    (512, 64, 2, 2, 128, False, "none"),
+    (512, 64, 4, 4, 128, True, "none"),
+    (1024, 128, 6, 2, 256, False, "none"),
+    (8192, 64, 2, 8, 96, False, "none"),  # two chunks of the loss
+    (32768, 64, 1, 1, 64, False, "none"),  # hardly anything but the head
+    (512, 128, 2, 1, 32, False, "none"),  # mostly states
+    (1024, 128, 4, 2, 256, False, "selective"),
+    (1024, 96, 3, 3, 200, True, "selective"),
+    (1024, 128, 4, 2, 256, False, "full"),
+    (512, 64, 6, 4, 128, True, "full"),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_peak_memory_of_a_real_step_within_a_tenth(shape: tuple[Any, ...], dtype: str) -> None:
+    """Both the whole and what is left without the states, which are exact."""
+    *model, rows, length, masked, kind = shape
+    run = run_of(small(*model), rows, length, dtype=dtype)
+    measured, predicted = measured_peak(run, kind, masked), memory(run, 1, "single", kind, masked=masked)
+    assert predicted.weights + predicted.gradients + predicted.optimizer == measured["states"]
+    assert predicted.total == pytest.approx(measured["all"], rel=0.1)
+    assert predicted.activations + predicted.working == pytest.approx(measured["all"] - measured["states"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "model", [small(512, 64, 3, num_key_value_heads=2), small(1024, 64, 2, tie_word_embeddings=True)], ids=["grouped", "tied"]
+)
+def test_peak_memory_of_other_architectures(model: ModelConfig) -> None:
+    run = run_of(model, 2, 128, dtype="bfloat16")
+    assert memory(run, 1, "single", masked=False).total == pytest.approx(measured_peak(run, "none", False)["all"], rel=0.1)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 32), (2, 256)], ids=["gradients weigh most", "activations weigh most"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peak_memory_without_accumulation(rows: int, length: int, dtype: str) -> None:
+    """No gradient is there during the forward pass, so the worst moment is another one."""
+    run = run_of(small(512, 128, 3), rows, length, accumulation=1, dtype=dtype)
+    predicted = memory(run, 1, "single", masked=False)
+    assert predicted.total == pytest.approx(measured_peak(run, "none", False)["all"], rel=0.1)
+    assert (predicted.gradients == 0) == (length == 256)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_memory_of_the_loss_with_weights_of_16_and_32_bits(weight_dtype: torch.dtype) -> None:
+    model, tokens = small(2048, 128, 1), 256
+    hidden, weight = torch.randn(tokens, 128, requires_grad=True), torch.randn(2048, 128, dtype=weight_dtype, requires_grad=True)
+    labels = torch.randint(2048, (tokens,))
+    tracker = MemTracker()
+    tracker.track_external(hidden, weight, labels)
+    with tracker:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = summed_cross_entropy(hidden, weight, labels)
+        loss.backward()
+    outside = weight.nbytes + labels.nbytes  # the hidden states count as the loss's
+    measured = tracker.get_tracker_snapshot("peak")[CPU]["Total"] - outside
+    assert loss_bytes(model, tokens, weight.element_size()) == pytest.approx(measured, rel=0.1)
+
+
+# What a user can get wrong, and what is printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["512", "a100"], "gpu = 'a100': unknown; choose one of a100-40gb, a100-80gb, h100-80gb, h200-141gb"),
+        (["500"], "gpus = 500: must share 1024 micro-batches of 8192 tokens evenly and, above 8, fill nodes of 8; the nearest is 512"),
+        (["0"], "gpus = 0: .* the nearest is 1"),
+        (["-8"], "gpus = -8: .* the nearest is 1"),
+        (["2048"], "gpus = 2048: .* the nearest is 1024"),
+        (["8", "a100-40gb", "zero3"], "strategy = 'zero3': unknown; choose one of single, ddp"),
+        (["8", "a100-40gb", "single"], "strategy = 'single': is for one GPU, not 8"),
+        (["8", "a100-40gb", "hybrid"], "strategy = 'hybrid': needs more than one node of 8; use fsdp"),
+        (["8", "a100-40gb", "ddp", "some"], "checkpointing = 'some': unknown; choose one of none, selective, full"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_planned(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(FULL, int(words[0]), *(words[1:] or ["a100-40gb"]))
+
+
+def test_gpus_that_fill_no_node() -> None:
+    run = RunConfig.load("stablelm-2-1_6b", {"train.global_batch_tokens": 12 * 8192})
+    with pytest.raises(ConfigError, match=r"gpus = 12: must share 12 micro-batches .* the nearest is 6"):
+        plan(run, 12, "a100-40gb")
+    assert plan(run, 6, "a100-40gb").accumulation == 2
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        ({"tflops": 0.0}, "tflops = 0.0: must be above 0 and at most the peak, 312"),
+        ({"tflops": 400.0}, "tflops = 400.0: "),
+        ({"mfu": 54.5}, "mfu = 54.5: must be above 0 and at most the peak, 1;"),
+        ({"mfu": float("nan")}, "mfu = nan: "),
+        ({"mfu": 0.5, "tflops": 170.0}, "mfu = 0.5: says the same as tflops = 170.0"),
+        ({"usd_per_hour": -1.0}, "usd_per_hour = -1.0: must not be negative"),
+    ],
+)
+def test_rates_that_no_gpu_has(rate: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        report(**rate)
+
+
+def test_a_run_in_fp32_is_not_planned() -> None:
+    with pytest.raises(ConfigError, match=r"train\.dtype = 'float32'"):
+        plan(run_of(small(512, 64, 2), 2, 128, dtype="float32"), 1, "a100-40gb")
+
+
+def test_the_page_for_the_reports_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "stablelm-2-1_6b", "--gpus", "512", "--gpu", "a100-40gb"]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "MFU 54.5% of 312 (data sheet)", "1.065 s at 170 TFLOP/s a GPU (report: ~170, confirmed)", "75.7k GPU-hours",
+        "report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)", "33.3 MWh at 400 W", "30 MWh (secondary), that is 296 W",
+        "40.5 MWh (derived)", "kg/kWh (unverified)", "11 t CO2 (secondary)", "1,644,515,328 parameters", "4.194T tokens",
+    ):  # fmt: skip
+        assert part in out
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    assert lines["ddp"].count("(no)") == 2
+    assert lines["zero1"].count("(no)") == lines["micro-batch 2"].count("(no)") == 0
+    assert lines["micro-batch 4"].count("(no)") == 1
+    assert "micro-batch 8" not in lines, "four rows a rank cannot be cut into eights"
+    assert len(out.splitlines()) < 30
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_the_page_for_another_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The report's results stand beside nothing but its own run."""
+    words = "plan tiny --gpus 2 --gpu h100-80gb --mfu 0.25 --usd-per-hour 2 --train.micro_batch_size 1 --checkpointing full --strategy fsdp"
+    assert main(words.split()) == 0
+    out = capsys.readouterr().out
+    assert "TFLOP/s a GPU (given)" in out
+    assert "at 2 a GPU-hour (given)" in out
+    assert "MWh (secondary)" not in out
+    assert "hybrid" not in out
+    assert "no price known" in table(FULL, plan(FULL, 8, "h100-80gb"))
+
+
+def test_the_command_line_says_what_is_wrong_and_knows_the_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "stablelm-2-1_6b", "--gpus", "7"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("slm2: gpus = 7: ")
+    assert error.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in GPUS)
