@@ -5,14 +5,16 @@ Both normalise to NFC, never make a special token out of plain text unless asked
 
 import base64
 import codecs
+import functools
 import hashlib
 import io
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -49,6 +51,12 @@ ARCADE_SPECIAL = {name: _FIRST_SPECIAL + i for i, name in enumerate(_SPECIAL_NAM
 # A text may be cut after newlines and before a lone space, and its parts tokenised on their own:
 # no piece of either tokenizer spans such a place.
 _SAFE_CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
+
+# tiktoken's regex engine backtracks through white space, and gives up on a run of a million characters without a newline after it.
+# (What the engine takes for white space, Python does too, and four control characters besides.)
+MAX_RUN = 500_000
+_BLANK = r"[^\S\r\n\x1c-\x1f]"
+_LONG_RUN = re.compile(rf"(?<!{_BLANK}){_BLANK}{{{MAX_RUN},}}+(?![\r\n])")
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()
 _SPACE_SYMBOL = "\u2581"  # how SentencePiece writes a space
 
@@ -101,6 +109,43 @@ class Tokenizer(ABC):
             yield piece
 
 
+def _may_have_long_run(text: str) -> bool:
+    """A long run shows as a hundred blanks in a row in a sample of the characters, so few other texts cost more than that sample."""
+    return len(text) >= MAX_RUN and re.search(rf"{_BLANK}{{100}}", text[:: MAX_RUN // 100]) is not None
+
+
+class _Encoding(tiktoken.Encoding):
+    """tiktoken's, but for white space that its regex engine cannot take: ids are those of the pattern and the ranks for any text."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return self._encoded(text, super().encode_ordinary)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        allowed = options.get("allowed_special", ())
+        special = tuple(self.special_tokens_set if allowed == "all" else allowed)
+        return self._encoded(text, functools.partial(super().encode, **options), special)
+
+    def encode_to_numpy(self, text: str, **options: Any) -> UInt32[np.ndarray, " T"]:
+        if _may_have_long_run(text):
+            return np.asarray(self.encode(text, **options), dtype=np.uint32)
+        return super().encode_to_numpy(text, **options)
+
+    def _encoded(self, text: str, encode: Callable[[str], list[int]], special: tuple[str, ...] = ()) -> list[int]:
+        """`encode(text)`, each long run by itself: it is one piece, but for the last character, which the pattern leaves to what follows.
+
+        At the text's end, and before a special token, at which texts are cut first, nothing follows.
+        """
+        if not _may_have_long_run(text):
+            return encode(text)
+        ids, done = list[int](), 0
+        for run in _LONG_RUN.finditer(text):
+            end = run.end() if run.end() == len(text) or text.startswith(special, run.end()) else run.end() - 1
+            ids += encode(text[done : run.start()])
+            ids += self._encode_single_piece(text[run.start() : end])
+            done = end
+        return ids + encode(text[done:])
+
+
 class Arcade100k(Tokenizer):
     """The ranks of cl100k_base, digits split one by one, and 32 special tokens of its own from 100,257 on."""
 
@@ -110,7 +155,7 @@ class Arcade100k(Tokenizer):
     special_tokens = ARCADE_SPECIAL
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
-        self.encoding = tiktoken.Encoding(self.name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens)
+        self.encoding = _Encoding(self.name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens)
         self.vocab_size = self.encoding.n_vocab
         self.eos_token_id = self.special_tokens["<|endoftext|>"]
         self.fingerprint = RANKS_SHA256[:16]

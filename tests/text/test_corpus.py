@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import sys
 import tracemalloc
@@ -19,7 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm2_minimal.config import DataError, MissingExtraError
-from slm2_minimal.text.corpus import LANGUAGES, MAX_LINE_BYTES, Document, arithmetic, is_validation, load_corpus, stream_corpus
+from slm2_minimal.text.corpus import (
+    HUB_ID,
+    LANGUAGES,
+    MAX_LINE_BYTES,
+    Document,
+    arithmetic,
+    is_validation,
+    load_corpus,
+    stream_corpus,
+    text_files,
+)
 
 ALL = ("en", "de", "es", "fr", "it", "nl", "pt", "code", "math")
 PROSE_DOMAINS = {"stories", "explanations", "dialogues", "letters", "recipes", "history", "science"}
@@ -193,6 +204,11 @@ def test_is_validation_takes_its_share() -> None:
     assert abs(share - 0.1) < 0.01  # 5 sigma = 0.0106
 
 
+def test_half_a_surrogate_pair_in_an_id_is_u_fffd() -> None:
+    for percent in range(0, 101, 5):
+        assert is_validation("a\ud83d", percent) == is_validation("a\ufffd", percent)
+
+
 def test_every_part_has_something_held_out(corpus: list[Document]) -> None:
     for language in ALL:
         held_out = [document for document in of(corpus, language) if is_validation(document.id, 10)]
@@ -297,6 +313,84 @@ def test_folder(tmp_path: Path) -> None:
     assert [document.text for document in load_corpus(tmp_path)] == ["one", "two", "three", "four", "five"]
 
 
+def test_ids_of_equally_named_files_tell_their_folders(tmp_path: Path) -> None:
+    for folder in ("", "2023", "2024/b.1"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "part.0.jsonl").write_bytes(jsonl([{"text": "x"}, {"text": "y", "id": "own"}]))
+        (tmp_path / folder / "note.txt").write_text("z")
+        pq.write_table(pa.table({"text": ["w"]}), tmp_path / folder / "rows.parquet")
+    documents = load_corpus(tmp_path)
+    assert [document.id for document in documents] == [
+        "2023/note", "2023/part.0-1", "own", "2023/rows-0",
+        "2024/b.1/note", "2024/b.1/part.0-1", "own", "2024/b.1/rows-0",
+        "note", "part.0-1", "own", "rows-0",
+    ]  # fmt: skip
+    assert {document.title for document in documents if document.text == "z"} == {"note"}
+    direct = tmp_path / "2023" / "part.0.jsonl"
+    assert [document.id for document in load_corpus(direct)] == ["part.0-1", "own"]
+    assert [document.id for document in stream_corpus(str(direct), root=str(tmp_path))] == ["2023/part.0-1", "own"]
+
+
+def test_only_null_and_the_empty_string_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([{"text": "x", "id": i, "title": i} for i in (0, False, 0.0, None, "", "0")]))
+    assert [(d.id, d.title) for d in load_corpus(path)] == [
+        ("0", "0"), ("False", "False"), ("0.0", "0.0"), ("a-4", ""), ("a-5", ""), ("0", "0"),
+    ]  # fmt: skip
+
+
+def test_every_field_is_valid_unicode(tmp_path: Path) -> None:
+    """JSON can write half a surrogate pair, and a file's name can hold a byte that is no character."""
+    half = {key: f"{key} \ud83d" for key in ("text", "id", "language", "domain", "title")}
+    (tmp_path / "a.jsonl").write_text(json.dumps(half) + '\n{"text": "\\ud83d\\ude00"}\n')
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("a")
+    assert load_corpus(tmp_path) == [
+        Document("id \ufffd", "language \ufffd", "domain \ufffd", "title \ufffd", "text \ufffd"),
+        Document("a-2", "und", "text", "", "😀"),
+        Document("caf\ufffd", "und", "text", "caf\ufffd", "a"),
+    ]
+
+
+def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
+    """From outside under the link's name, from inside under their own; and a circle ends."""
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    for folder in (source / "m", outside / "deep", outside / "other"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text(folder.name)
+    (source / "b-link").symlink_to(outside)
+    (source / "c-link").symlink_to(outside)
+    (source / "a-link").symlink_to(source / "m")
+    (source / "m" / "up").symlink_to(source)
+    (outside / "deep" / "up").symlink_to(outside)
+    (outside / "deep" / "nowhere").symlink_to(tmp_path / "nowhere")
+    expected = ["b-link/deep/a.txt", "b-link/other/a.txt", "m/a.txt"]
+    assert [file.relative_to(source).as_posix() for file in text_files(source)] == expected
+    assert [(d.id, d.text) for d in load_corpus(source)] == [("b-link/deep/a", "deep"), ("b-link/other/a", "other"), ("m/a", "m")]
+    (tmp_path / "itself").symlink_to(source)
+    assert [file.relative_to(tmp_path / "itself").as_posix() for file in text_files(tmp_path / "itself")] == expected
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("x")
+    expected = [Document("a", "und", "text", "a", "x")]
+    assert load_corpus("~/texts") == load_corpus(Path("~/texts/a.txt")) == expected
+    assert list(stream_corpus("~/texts/a.txt", root="~/texts")) == expected
+    assert text_files(Path("~/texts")) == [tmp_path / "texts" / "a.txt"]
+    assert "no such file or folder" in complaint(lambda: load_corpus("~/nowhere"))
+    assert "no such file or folder" in complaint(lambda: load_corpus("~no-such-user/texts"))
+
+
+@pytest.mark.parametrize("name", ["p[1].parquet", "p*.parquet", "p?.parquet", "p[!a].parquet", "[a-z]/p.parquet"])
+def test_a_parquet_file_named_like_a_pattern(tmp_path: Path, name: str) -> None:
+    """It is read, and not the files that the pattern would fit."""
+    for path, text in ((tmp_path / "p1.parquet", "other"), (tmp_path / "a" / "p.parquet", "other"), (tmp_path / name, "own")):
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"text": [text]}), path)
+    assert [document.text for document in load_corpus(tmp_path / name)] == ["own"]
+
+
 def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_bytes(b'{"text": "good"}\nbroken')
@@ -310,6 +404,7 @@ def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
         ("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n', ":1: not JSON", "BOM"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', ":2: not UTF-8", "iconv"),
         ("a.jsonl", b'{"text": "x"}\n{"content": "x"}\n', ":2: has no field 'text'", "rename the field"),
+        ("a.jsonl", b'{"text": "x", "id": ' + b"1" * 5000 + b"}\n", ":1: not JSON", "a number of too many digits"),
         ("a.jsonl", b'{"text": 3}\n', ":1: has no field 'text'", "that holds a string"),
         ("a.jsonl", b'{"text": null}\n', ":1: has no field 'text'", "that holds a string"),
         ("a.jsonl", b'["text"]\n', ":1: has no field 'text'", "rename"),
@@ -319,7 +414,21 @@ def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
         ("a.jsonl.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 20, ": cannot be read after line 0", "decompressing"),
         ("a.jsonl.gz", gzip.compress(b"\xff"), ":1: not UTF-8", "iconv"),
     ],
-    ids=["json", "bom", "utf8", "field", "number", "null", "list", "txt", "not-gzip", "truncated-gzip", "damaged-gzip", "gzip-utf8"],
+    ids=[
+        "json",
+        "bom",
+        "utf8",
+        "field",
+        "digits",
+        "number",
+        "null",
+        "list",
+        "txt",
+        "not-gzip",
+        "truncated-gzip",
+        "damaged-gzip",
+        "gzip-utf8",
+    ],
 )
 def test_damaged_files(tmp_path: Path, name: str, content: bytes, place: str, remedy: str) -> None:
     path = tmp_path / name
@@ -351,7 +460,8 @@ def test_parquet_without_text(tmp_path: Path) -> None:
 def test_missing_and_unknown_files(tmp_path: Path) -> None:
     assert "no such file or folder" in complaint(lambda: load_corpus(tmp_path / "nowhere.jsonl"))
     assert "no such file or folder" in complaint(lambda: load_corpus("texts/nowhere.jsonl"))
-    assert "no such file or folder" in complaint(lambda: load_corpus("./owner/name"))
+    for name in ("./owner/name", "owner/", "owner/name/", "owner", "~/name", "~owner/name", "own er/name", "owner/na\tme", "-owner/name"):
+        assert f"path = {name!r}: no such file or folder" in complaint(lambda name=name: load_corpus(name))  # type: ignore[misc]
     assert "no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file in this folder" in complaint(lambda: load_corpus(tmp_path))
     (tmp_path / "a.csv").write_text("text\nx\n")
     assert "unknown kind of file" in complaint(lambda: load_corpus(tmp_path / "a.csv"))
@@ -407,15 +517,22 @@ def test_hub_configuration_and_limit(hub: list[tuple[Any, ...]]) -> None:
     assert hub[0][:2] == ("owner/set-1.5", "plus.de")
 
 
+@pytest.mark.parametrize("name", ["owner/name", "0-o.w_n/N.a-m_e2", "a/b", "owner/name:plus.de", "owner/name:two words"])
+def test_what_a_hub_id_looks_like(name: str) -> None:
+    assert HUB_ID.fullmatch(name)
+    for other in (f"/{name}", f"{name}/", f"~/{name}", f"../{name}", f"é{name}"):
+        assert not HUB_ID.fullmatch(other)
+
+
 def test_hub_configuration_that_is_not_there(hub: list[tuple[Any, ...]]) -> None:
     message = complaint(lambda: load_corpus("owner/set-1.5:fr"))
-    assert message.startswith("path = 'owner/set-1.5:fr': neither a local file nor to be had from the Hub (")
+    assert message.startswith("path = 'owner/set-1.5:fr': neither a local file or folder nor to be had from the Hub (")
 
 
 def test_hub_offline() -> None:
     """The real `load_dataset`; the test run sets HF_HUB_OFFLINE, so that it does not try for half a minute."""
     message = complaint(lambda: load_corpus("owner/name"))
-    assert message.startswith("path = 'owner/name': neither a local file nor to be had from the Hub (Couldn't reach")
+    assert message.startswith("path = 'owner/name': neither a local file or folder nor to be had from the Hub (Couldn't reach")
 
 
 @pytest.mark.parametrize(
@@ -428,7 +545,7 @@ def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, failure: Exc
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     reason = str(failure).split("\n")[0] or type(failure).__name__
-    assert f"from the Hub ({reason}); gated sets need `hf auth login`" in complaint(lambda: load_corpus("owner/name"))
+    assert f"from the Hub ({reason}); check the path; gated sets need `hf auth login`" in complaint(lambda: load_corpus("owner/name"))
 
 
 def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +559,10 @@ def test_hub_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hub_without_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"reading owner/name needs the package 'datasets': pip install 'slm2-minimal\[hf\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"^'owner/name' is no local file or folder here, and reading it from the Hub needs the package 'datasets'",
+    ):
         load_corpus("owner/name")
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(MissingExtraError, match="datasets"):
@@ -455,12 +575,12 @@ def test_hub_without_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_records_that_cannot_be_used_are_counted_and_passed_over(tmp_path: Path) -> None:
-    bad = [b"{", b"[]", b'{"text": 3}', b'{"text": "\xff"}', b"[" * 100_000]
+    bad = [b"{", b"[]", b'{"text": 3}', b'{"text": "\xff"}', b"[" * 100_000, b'{"text": "x", "n": ' + b"1" * 5000 + b"}"]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([b'{"text": "first"}', *bad, b"", b'{"text": "last"}']))
     (tmp_path / "b.txt").write_bytes(b"Stra\xdfe")
     skipped = Counter[str]()
     assert [d.text for d in stream_corpus(tmp_path, skipped=skipped)] == ["first", "last"]
-    assert skipped == {"not JSON": 2, "no text": 2, "not UTF-8": 2}
+    assert skipped == {"not JSON": 3, "no text": 2, "not UTF-8": 2}
 
 
 def test_one_line_of_200_megabytes_is_passed_over_without_being_held(tmp_path: Path) -> None:
@@ -515,5 +635,7 @@ def test_zst_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_text_may_stand_in_another_field(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "yes", "text": "no"}\n')
     assert [d.text for d in stream_corpus(tmp_path / "a.jsonl", text_field="content")] == ["yes"]
-    with pytest.raises(DataError, match=r"has no field 'body' that holds a string; rename the field, or set the source's text_field$"):
+    with pytest.raises(
+        DataError, match=r"has no field 'body' that holds a string; rename the field \(a source can name another as its text_field\)$"
+    ):
         list(stream_corpus(tmp_path / "a.jsonl", text_field="body"))

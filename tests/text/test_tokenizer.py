@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import re
 import unicodedata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -498,3 +499,50 @@ def test_arrays_hold_no_special_ids(arcade: Arcade100k) -> None:
     text = "<|endoftext|> and <|im_start|>"
     assert arcade.encode_array(text).tolist() == arcade.encode(text)
     assert max(arcade.encode_array(text)) < 100_256
+
+
+# White space without an end
+
+
+@given(
+    text=st.lists(st.sampled_from([*PIECES, *" \t\xa0\n", "   ", "<|im_start|>"]), max_size=25).map("".join), allow_special=st.booleans()
+)
+@example(text="a   \n   b   <|im_start|>   ", allow_special=True)
+@example(text="   <|im_start|>   ", allow_special=False)
+@example(text="   \x1c\x1c\x1c\x1c   \x1c", allow_special=False)
+@settings(max_examples=600)
+def test_long_runs_are_cut_off_where_the_pattern_cuts(arcade: Arcade100k, text: str, allow_special: bool) -> None:
+    """With runs of three taken for long ones, tiktoken itself says what must come out."""
+    text = unicodedata.normalize("NFC", text)
+    expected = tiktoken.Encoding.encode(arcade.encoding, text, allowed_special="all" if allow_special else set(), disallowed_special=())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_LONG_RUN", re.compile(module._LONG_RUN.pattern.replace(str(module.MAX_RUN), "3")))
+        patch.setattr(module, "_may_have_long_run", lambda text: True)
+        assert arcade.encode(text, allow_special=allow_special) == expected
+
+
+@pytest.mark.parametrize(("blank", "length"), [(" ", module.MAX_RUN - 1), (" ", module.MAX_RUN), (" ", 999_998), ("\u2003", 999_998)])
+def test_long_runs_that_tiktoken_can_do(arcade: Arcade100k, blank: str, length: int) -> None:
+    text = f"one two\n{blank * length}end"
+    expected = tiktoken.Encoding.encode_ordinary(arcade.encoding, text)
+    assert arcade.encode(text) == expected
+    assert arcade.encode_array(text).tolist() == expected
+
+
+@pytest.mark.parametrize(("end", "special"), [("end", False), ("", False), ("\nend", False), ("<|im_end|>", True)])
+def test_a_run_that_is_too_long_for_tiktoken(arcade: Arcade100k, end: str, special: bool) -> None:
+    """The longest token of spaces has 128 of them, so 2,000 x 128 spaces more are 2,000 tokens more after the first."""
+    text, shorter = (f"table{' ' * length}{end}" for length in (1_000_064, 1_000_064 - 2_000 * 128))
+    word, first, *rest = tiktoken.Encoding.encode(
+        arcade.encoding, shorter, allowed_special="all" if special else set(), disallowed_special=()
+    )
+    assert len(arcade.token_bytes(first)) == 128
+    assert arcade.encode(text, allow_special=special) == [word, *[first] * 2_001, *rest]
+
+
+def test_a_run_that_is_too_long_in_arrays_batches_and_streams(arcade: Arcade100k) -> None:
+    text = "table" + " " * 1_000_064 + "end"
+    ids = arcade.encode(text)
+    assert arcade.encode_array(text).tolist() == ids
+    assert arcade.encode_batch([text, "a b"]) == [ids, arcade.encode("a b")]
+    assert list(arcade.encode_stream([text[:600_000], text[600_000:]])) == ids
