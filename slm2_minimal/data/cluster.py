@@ -194,7 +194,7 @@ def _files(job: Job) -> list[tuple[str, str | None, int | None]]:
     """(source, path, bytes) in the order of `prepare`; bytes are None for what cannot be measured or divided: the corpus and the Hub."""
     found = list[tuple[str, str | None, int | None]]()
     for name, source in job.data.sources.items():
-        path = Path(source.path or "")
+        path = Path(source.path or "").expanduser()
         if source.path is None or not path.exists():
             found.append((name, source.path, None))
         else:
