@@ -1,7 +1,7 @@
 """Typed, frozen configurations and the errors that a user can cause.
 
 This is the root of the package: it imports nothing of ours. A run is described by one TOML file with a table per section
-(`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[prepare]`, `[train]`); the toy and the full run differ in that file only. Unknown
+(`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[prepare]`, `[parallel]`, `[train]`); the toy and the full run differ in that file only. Unknown
 keys are refused, so that a misspelt one cannot be ignored in silence.
 """
 
@@ -20,7 +20,7 @@ from slm2_minimal.config.section import did_you_mean, section
 
 __all__ = [
     "PRESET_DIR", "CheckpointError", "ConfigError", "DataConfig", "DataError", "MissingExtraError", "ModelConfig", "OptimizerConfig",
-    "PrepareConfig", "RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig", "UserError", "parse_overrides",
+    "ParallelConfig", "PrepareConfig", "RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig", "UserError", "parse_overrides",
     "preset_names", "preset_path", "read_toml", "whole_file",
 ]  # fmt: skip
 
@@ -260,8 +260,36 @@ class PrepareConfig(_Preset):
 
 
 @section
+class ParallelConfig(_Preset):
+    """How a run is spread over its processes (report section 3: ZeRO stage 1, no model parallelism); `train.parallel` says what each is.
+
+    `auto` is single in one process and zero1, the report's, in several. `hybrid` shards among `shard_ranks` ranks (left out: those of a
+    node) and repeats that. `tensor_parallel` ranks share every matrix of the blocks. `checkpointing` is that of activations: what is not
+    kept is computed again. `compile` compiles each block.
+    """
+
+    _table = "parallel"
+
+    strategy: Literal["auto", "single", "ddp", "zero1", "fsdp", "hybrid"] = "auto"
+    shard_ranks: PositiveInt | None = None
+    tensor_parallel: PositiveInt = 1
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tensor_parallel > 1 and self.strategy not in ("zero1", "fsdp"):
+            raise ConfigError(f"parallel.tensor_parallel = {self.tensor_parallel}: goes with strategy zero1 or fsdp, not {self.strategy!r}")
+        if self.shard_ranks is not None and self.strategy != "hybrid":
+            raise ConfigError(f"parallel.shard_ranks = {self.shard_ranks}: is for strategy 'hybrid', not {self.strategy!r}; leave it out")
+
+
+@section
 class TrainConfig(_Preset):
-    """How the loop runs. The global batch is given in tokens; accumulation is derived from it."""
+    """How the loop runs. The global batch is given in tokens; accumulation is derived from it.
+
+    A batch is passed over where loss or gradient norm is not finite or the loss lies `spike_sigmas` standard deviations above its recent
+    mean (0: however high); `train.guard` says what follows. From `profile_step` on, a few steps are traced. `wandb` names a project.
+    """
 
     _table = "train"
 
@@ -277,6 +305,9 @@ class TrainConfig(_Preset):
     validate_every: PositiveInt = 2_000
     save_every: PositiveInt = 2_000
     keep_checkpoints: PositiveInt = 2
+    spike_sigmas: Annotated[float, Field(ge=0)] = 6.0
+    profile_step: Annotated[int, Field(ge=0)] | None = None
+    wandb: str | None = None
     prompts: Strings = ()
     sample_tokens: PositiveInt = 64
 
@@ -292,6 +323,7 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     prepare: PrepareConfig = PrepareConfig()
+    parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
@@ -306,6 +338,11 @@ class RunConfig:
                 f"train.global_batch_tokens = {self.train.global_batch_tokens}: must be a multiple of micro_batch_size x seq_len = "
                 f"{per_micro}; the nearest is {max(1, round(self.train.global_batch_tokens / per_micro)) * per_micro}"
             )
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+            if getattr(self.model, name) % self.parallel.tensor_parallel:
+                raise ConfigError(
+                    f"parallel.tensor_parallel = {self.parallel.tensor_parallel}: must divide model.{name} = {getattr(self.model, name)}"
+                )
 
     @classmethod
     def preset(cls, name: str) -> Self:
