@@ -53,16 +53,19 @@ class StableLM2(nn.Module):
 
         L layers add 2 L terms to the stream; with the scaling, what they add up to is the same at any depth.
         """
-        std = self.config.initializer_range
-        residual_std = std / math.sqrt(2 * self.config.num_hidden_layers)
         for name, parameter in self.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-            elif name.endswith("bias"):
-                parameter.zero_()
-            else:
-                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                parameter.normal_(0.0, residual_std if writes_residual else std, generator=generator)
+            self.init_weight(name, parameter, generator)
+
+    def init_weight(self, name: str, tensor: Tensor, generator: torch.Generator | None = None) -> None:
+        """Fill `tensor` with the first values of the parameter `name`."""
+        std = self.config.initializer_range
+        if "norm" in name:
+            tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif name.endswith("bias"):
+            tensor.zero_()
+        else:
+            writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            tensor.normal_(0.0, std / math.sqrt(2 * self.config.num_hidden_layers) if writes_residual else std, generator=generator)
 
     def forward(
         self,

@@ -1,45 +1,118 @@
-"""Checkpoints that are whole or absent: model, optimizer and a little state, in safe formats.
+"""Checkpoints that are whole or absent, written by every rank at once and in the background, and read back under any strategy.
 
-A checkpoint is a folder `step-00000300` with Hugging Face's config.json and model.safetensors (so `transformers`
-opens it as it is), optimizer.safetensors, and state.json, which holds the step, the data position, the run's
-configuration and the digests of the other files. It is written under another name and renamed when complete; a crash
-leaves the ones before untouched.
+A checkpoint is a folder `step-00000300`: torch.distributed.checkpoint's shards of weights and optimizer in safetensors files (nothing is
+pickled), one a rank, and state.json, which holds the step, the data position, the run's configuration and the digests of the other files.
+Every tensor is named as in the model, so that ranks of another number or strategy find their parts. It is written under another name on
+a file system that all ranks see, and renamed when all of it is there; a crash leaves the ones before untouched.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import threading
+import time
+import warnings
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as read_shards
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from slm2_minimal.config import CheckpointError
-from slm2_minimal.model import hub
+from slm2_minimal.config import CheckpointError, ModelConfig
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.train.world import World
 
-STATE, OPTIMIZER, BEST = "state.json", "optimizer.safetensors", "best.json"
+# One process is no oversight here.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+
+STATE, BEST = "state.json", "best.json"
+MODEL, OPTIMIZER = "model/", "optimizer/"  # before a tensor's name: model/lm_head.weight, optimizer/lm_head.weight/exp_avg
 
 
-def save(run: Path, step: int, model: StableLM2, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step` updates into the run's folder and return its path."""
-    final, part = run / f"step-{step:08d}", run / f".step-{step:08d}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    save_file(_optimizer_tensors(model, optimizer), part / OPTIMIZER)
-    digests = {file.name: _sha256(file) for file in sorted(part.iterdir())}
-    (part / STATE).write_text(json.dumps({"step": step, **state, "sha256": digests}, indent=2) + "\n", encoding="utf-8")
-    for file in part.iterdir():
-        _flush(file)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    _flush(run)
-    return final
+class Checkpointer:
+    """Writes the checkpoints of one run. Every rank has one and calls the same methods in the same order."""
+
+    def __init__(self, run: Path, world: World, keep: int) -> None:
+        """Of the checkpoints in the folder `run`, the newest `keep` are kept, and the best."""
+        self.run, self.world, self.keep = run, world, keep
+        # The writing thread has a group of its own: messages of two threads on one group would be taken for each other's.
+        self._group = None if world.group is None else dist.new_group(backend="gloo")
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, model: StableLM2, optimizer: torch.optim.Optimizer, state: dict[str, Any], best: dict[str, Any]) -> None:
+        """Copy the tensors and return; the rest goes on in the background. `best` is what BEST will hold once the checkpoint is there."""
+        self.wait()
+        part = self.run / f".step-{step:08d}.part"
+        if self.world.is_first:
+            for left in self.run.glob(".step-*.part"):
+                shutil.rmtree(left)
+            part.mkdir(parents=True)
+        self.world.wait()
+        writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
+        single = {"no_dist": True} if self._group is None else {"process_group": self._group}
+        written = cast(Future[Any], async_save(named_tensors(model, optimizer), storage_writer=writer, **single))
+
+        def finish() -> None:
+            try:
+                written.result()
+                self._sign(part)
+                if self.world.is_first:
+                    self._publish(part, {"step": step, **state}, best)
+            except BaseException as error:  # told by `check` in the thread that trains
+                self._error = error
+
+        self._thread = threading.Thread(target=finish, daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what went wrong in the background since the last call."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise OSError(f"writing a checkpoint into {str(self.run)!r} failed: {_reason(error)}; the ones before are intact") from error
+
+    def wait(self) -> None:
+        """Until the last save is published, on every rank."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self.check()
+            self.world.wait()
+
+    def _sign(self, part: Path) -> None:
+        """Have the disk hold this rank's file, and leave its digest for the first rank."""
+        own = sorted(part.glob(f"shard-{self.world.rank + 1:05d}-*.safetensors"))
+        digests = {}
+        for file in own:
+            _flush(file)
+            digests[file.name] = _sha256(file)
+        _write_json(part / f"rank-{self.world.rank:05d}.json", digests)
+
+    def _publish(self, part: Path, state: dict[str, Any], best: dict[str, Any]) -> None:
+        """Wait for every rank's digests, write STATE, give the folder its name, and remove what is not kept."""
+        signed = [part / f"rank-{rank:05d}.json" for rank in range(self.world.size)]
+        while not all(file.exists() for file in signed):
+            time.sleep(0.05)
+        digests = {name: digest for file in signed for name, digest in json.loads(file.read_text(encoding="utf-8")).items()}
+        for file in signed:
+            file.unlink()
+        _write_json(part / STATE, {**state, "sha256": digests})
+        _flush(part)
+        final = self.run / part.name.removeprefix(".").removesuffix(".part")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        _flush(self.run)
+        if best:
+            _write_json(self.run / BEST, best)
+        prune(self.run, self.keep, [self.run / f"step-{best['step']:08d}"] if best else [])
 
 
 def steps(run: Path) -> list[Path]:
@@ -55,12 +128,27 @@ def prune(run: Path, keep: int, always: Iterable[Path] = ()) -> None:
             shutil.rmtree(old)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint, after every file's digest has been checked.
+def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
+    """The state of a checkpoint, after every file's digest has been checked; the ranks of `world` share that work.
 
     Raises:
-        CheckpointError: no checkpoint there, or a file is missing or altered.
+        CheckpointError: no checkpoint there, or a file is missing or altered; on every rank alike.
     """
+    world = world or World(torch.device("cpu"))
+    found: dict[str, Any] | CheckpointError
+    try:
+        found = _read_state(folder, world.rank, world.size)
+    except CheckpointError as error:
+        found = error
+    errors = [error for error in world.gather(found if isinstance(found, CheckpointError) else None) if error is not None]
+    if errors:
+        raise errors[0]
+    assert isinstance(found, dict)
+    return found
+
+
+def _read_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
+    """With the digests of every `size`-th file checked."""
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
         digests = dict(state["sha256"])
@@ -70,47 +158,33 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint = {str(folder)!r}: {STATE} is damaged; remove this folder to go on from the one before"
         ) from None
-    for name, digest in digests.items():
-        if not (folder / name).exists() or _sha256(folder / name) != digest:
+    for name in sorted(digests)[rank::size]:
+        if not (folder / name).exists() or _sha256(folder / name) != digests[name]:
             raise CheckpointError(
                 f"checkpoint = {str(folder)!r}: {name} is missing or altered; remove this folder to go on from the one before"
             )
     return state
 
 
-def load(folder: Path, model: StableLM2, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put weights and optimizer state back in place and return the state.
+def load(folder: Path, model: StableLM2, optimizer: torch.optim.Optimizer, world: World | None = None) -> dict[str, Any]:
+    """Put weights and optimizer state back in place, each rank its own parts, and return the state.
 
     Raises:
         CheckpointError: as `read_state`, or the checkpoint is of another architecture.
     """
-    state = read_state(folder)
-    device = next(model.parameters()).device
-    saved = hub.read_config(folder)
-    if saved != model.config.replace(norm_bias=True, final_norm_bias=True):
-        field, theirs, ours = first_difference(vars(saved), vars(model.config))
-        raise CheckpointError(f"model.{field} = {ours!r}: the checkpoint {str(folder)!r} has {theirs!r}; use the same model")
-    model.load_state_dict(hub.read_weights(folder, model, torch.float32, tied=saved.tie_word_embeddings))
-    try:
-        tensors = load_file(folder / OPTIMIZER, device=str(device))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"checkpoint = {str(folder)!r}: {OPTIMIZER} is missing or damaged ({error})") from None
-    _restore_optimizer(model, optimizer, tensors)
+    state = read_state(folder, world)
+    _same_architecture(folder, state, model.config)
+    _prepare_state(optimizer)
+    _read_tensors(folder, named_tensors(model, optimizer), None if world is None else world.group)
     return state
 
 
-def write_best(run: Path, best: dict[str, Any]) -> None:
-    """Note which step had the lowest mean validation loss."""
-    part = run / f".{BEST}.part"
-    part.write_text(json.dumps(best, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, run / BEST)
+def load_model(path: str) -> tuple[StableLM2, str | None]:
+    """(a model on the CPU in fp32, the tokenizer it was trained with if known) of a run's folder, a checkpoint, a folder in Hugging Face's
+    format, or a Hub id. Of a run, the best checkpoint is taken, or the newest where nothing was validated.
 
-
-def find_model(path: str) -> tuple[str | Path, str | None]:
-    """(what `StableLM2.from_pretrained` takes, the tokenizer it was trained with if known) for a run's folder, a
-    checkpoint, or anything else.
-
-    Of a run, the best checkpoint is taken, or the newest where nothing was validated.
+    Raises:
+        CheckpointError: there is none, or it is damaged.
     """
     folder = Path(path)
     if not (folder / STATE).exists() and (found := steps(folder)):
@@ -118,8 +192,20 @@ def find_model(path: str) -> tuple[str | Path, str | None]:
         if (folder.parent / BEST).exists():
             folder = folder.parent / f"step-{json.loads((folder.parent / BEST).read_text())['step']:08d}"
     if not (folder / STATE).exists():
-        return path, None
-    return folder, read_state(folder)["config"]["data"]["tokenizer"]
+        return StableLM2.from_pretrained(path), None
+    state = read_state(folder)
+    model = StableLM2(ModelConfig(**state["config"]["model"]))
+    _read_tensors(folder, {MODEL + name: parameter.detach() for name, parameter in model.named_parameters()}, None)
+    return model, state["config"]["data"]["tokenizer"]
+
+
+def named_tensors(model: StableLM2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every weight and every moment by name, as they lie on this rank; under single and ddp that is all of them."""
+    named = dict(model.named_parameters())
+    moments = {
+        f"{OPTIMIZER}{name}/{key}": value for name, parameter in named.items() for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    return {MODEL + name: parameter.detach() for name, parameter in named.items()} | moments
 
 
 def first_difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any]:
@@ -135,22 +221,44 @@ def first_difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str =
     return "", None, None
 
 
-def _optimizer_tensors(model: StableLM2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter name: `name/exp_avg`, `name/exp_avg_sq`, `name/step`."""
-    named: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{named[parameter]}/{key}": value.detach().contiguous()
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+def _same_architecture(folder: Path, state: dict[str, Any], config: ModelConfig) -> None:
+    field, theirs, ours = first_difference(state["config"]["model"], vars(config))
+    if field:
+        raise CheckpointError(f"model.{field} = {ours!r}: the checkpoint {str(folder)!r} has {theirs!r}; use the same model")
 
 
-def _restore_optimizer(model: StableLM2, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        # Cloned, because a slice of a file may lie unaligned in memory, and products and sums then round differently.
-        state = {key.rpartition("/")[2]: value.clone() for key, value in tensors.items() if key.rpartition("/")[0] == name}
-        if state:
-            optimizer.state[parameter] = state
+def _prepare_state(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW makes its state in its first step; what is read needs a place before that."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": step, **moments}
+
+
+def _read_tensors(folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    """Fill `tensors` in place."""
+    single: dict[str, Any] = {"no_dist": True} if group is None else {"process_group": group}
+    try:
+        read_shards(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), **single)
+    except (CheckpointException, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint = {str(folder)!r}: cannot be read ({_reason(error)}); remove this folder") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line; torch's checkpointing wraps what every rank says."""
+    if isinstance(error, CheckpointException):
+        inner = next(iter(error.failures.values()))[0]
+        return _reason(inner)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _flush(part)
+    os.replace(part, path)
 
 
 def _sha256(path: Path) -> str:

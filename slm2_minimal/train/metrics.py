@@ -1,12 +1,17 @@
-"""What a run says of itself: FLOPs, a progress line, a JSONL file and TensorBoard."""
+"""What a run says of itself: FLOPs, memory, a progress line, a JSONL file, TensorBoard, W&B, and a trace of a few steps."""
 
+import hashlib
 import json
 import math
 import os
+import resource
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slm2_minimal.config import ModelConfig
+import torch
+
+from slm2_minimal.config import MissingExtraError, ModelConfig
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:
@@ -22,14 +27,16 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
 
 
 class RunLog:
-    """metrics.jsonl and TensorBoard files in the folder of a run.
+    """What the first rank writes into a run's folder: metrics.jsonl, TensorBoard files, and Weights & Biases where a project is named.
 
     Lines of steps after `start_step`, which a resumed run writes again, are dropped.
     """
 
-    def __init__(self, folder: Path, start_step: int) -> None:
+    def __init__(self, folder: Path, start_step: int, project: str | None = None) -> None:
+        """Raises MissingExtraError where `project` is given and wandb is not installed."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self.tracker = _wandb_run(folder, project) if project is not None else None
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= start_step]
@@ -39,22 +46,45 @@ class RunLog:
         self.file = self.path.open("a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
-    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """One JSONL line; its numbers also go to TensorBoard under `kind/name`, texts as texts."""
+    def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """One JSONL line; its numbers also go to TensorBoard and W&B under `kind/name`, texts as texts."""
         self.file.write(json.dumps({"step": step, "kind": kind, **values}, ensure_ascii=False) + "\n")
-        for name, value in values.items():
-            if isinstance(value, dict):
-                for key, number in value.items():
-                    self.board.add_scalar(f"{kind}/{name}/{key}", number, step)
-            elif isinstance(value, str):
-                self.board.add_text(f"{kind}/{name}", value, step)
+        flat = dict(_flatten(values, kind))
+        for name, value in flat.items():
+            if isinstance(value, str):
+                self.board.add_text(name, value, step)
             else:
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+                self.board.add_scalar(name, value, step)
+        if self.tracker is not None:
+            self.tracker.log({"step": step, **flat})
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close all of them."""
         self.file.close()
         self.board.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+
+
+def _wandb_run(folder: Path, project: str) -> Any:
+    """The run of W&B under the folder's name; a resumed run goes on with it. The step is a value of ours: after a rewind it goes back."""
+    try:
+        import wandb
+    except ImportError:
+        raise MissingExtraError("wandb", "wandb", f"train.wandb = {project!r}") from None
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    run = wandb.init(project=project, name=folder.name, id=name, resume="allow", dir=str(folder))
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """`{"loss": {"en": 1.0}}` as `loss/en`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}/{name}")
+        else:
+            yield f"{prefix}/{name}", value
 
 
 def _step(line: str) -> float:
@@ -63,6 +93,45 @@ def _step(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this rank has held at most: the allocator's on a GPU, the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+class StepTrace:
+    """A trace of TRACED steps from `first` on, into `folder`, for a browser's trace viewer; the longest operators as text beside it."""
+
+    TRACED = 3
+
+    def __init__(self, folder: Path, first: int | None, device: torch.device) -> None:
+        self.folder, self.first, self.device = folder, first, device
+        self.profiler: torch.profiler.profile | None = None
+
+    def before(self, step: int) -> None:
+        """Called before the step numbered `step`, counted from 0."""
+        if step == self.first and self.profiler is None:
+            kinds = [torch.profiler.ProfilerActivity.CPU]
+            if self.device.type == "cuda":
+                kinds.append(torch.profiler.ProfilerActivity.CUDA)
+            self.profiler = torch.profiler.profile(activities=kinds)
+            self.profiler.start()
+
+    def after(self, step: int) -> Path | None:
+        """Called after it; the trace's path once it is written."""
+        if self.profiler is None or self.first is None or step < self.first + self.TRACED - 1:
+            return None
+        self.profiler.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{self.first:08d}.json.gz"
+        self.profiler.export_chrome_trace(str(path))
+        key = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        path.with_suffix("").with_suffix(".txt").write_text(self.profiler.key_averages().table(sort_by=key, row_limit=40) + "\n")
+        self.profiler, self.first = None, None
+        return path
 
 
 def progress_line(step: int, steps: int, values: dict[str, float], seconds_left: float) -> str:

@@ -1,70 +1,80 @@
 """The training loop: one for the laptop and the cluster, told apart by the configuration only.
 
-A step is: read the global batch, add up gradients over micro-batches, divide by the global count of valid tokens,
-refuse what is not finite, clip, set the schedule's rate, update. Everything that decides what happens at a step is a
-function of the step, so a run can stop anywhere and go on.
+A step is: read this rank's part of the global batch, add up gradients over micro-batches, divide by the global count of valid tokens, clip,
+ask the guard, set the schedule's rate, update. Everything that decides what happens at a step is a function of the step and the data
+position, so a run can stop anywhere and go on, also on another number of ranks.
 """
 
-import json
 import math
-import signal
-import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
 from slm2_minimal.data.assemble import assemble
 from slm2_minimal.data.loader import Batch
 from slm2_minimal.inference.generate import generate
-from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.tokenizer import load_tokenizer
-from slm2_minimal.train import checkpoint
+from slm2_minimal.train import checkpoint, resume
 from slm2_minimal.train.device import autocast, peak_rate, pick_device, pick_dtype, synchronize
+from slm2_minimal.train.guard import Guard
 from slm2_minimal.train.loss import summed_cross_entropy
-from slm2_minimal.train.metrics import RunLog, flops_per_token, progress_line
+from slm2_minimal.train.metrics import RunLog, StepTrace, flops_per_token, peak_memory, progress_line
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
+from slm2_minimal.train.parallel import parallelize
 from slm2_minimal.train.schedule import learning_rate
+from slm2_minimal.train.signals import StopSignals
 from slm2_minimal.train.validation import ValidationSet, validation_losses
+from slm2_minimal.train.world import World
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on, through no fault of its input's form: the loss is no longer a number."""
+    """A run that cannot go on, through no fault of its input's form: steps are bad again and again."""
 
 
-def accumulate_gradients(model: StableLM2, batches: list[Batch], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Backpropagate the mean loss over all valid tokens of all micro-batches; return that mean (0 where no token is valid).
+def accumulate_gradients(
+    model: nn.Module,
+    batches: list[Batch],
+    device: torch.device,
+    dtype: torch.dtype,
+    valid: int | None = None,
+    around: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext(),
+) -> Tensor:
+    """Backpropagate the mean loss over all valid tokens of all micro-batches, and return it; with several ranks, this one's part of it.
 
-    The divisor is the count over the whole list, known before the first micro-batch, so loss and gradient do not depend on how it is cut.
+    The divisor `valid` is the count over all micro-batches of all ranks, known before the first, so loss and gradient do not depend on how
+    the batch is cut. Left out, it is the count of `batches`. `around` is entered for each; it is told which is the last.
     """
-    valid = max(1, sum(batch.valid_tokens for batch in batches))
+    valid = max(1, sum(batch.valid_tokens for batch in batches) if valid is None else valid)
     total = torch.zeros((), device=device)
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
         document_ids = batch.attention_ids  # asked before the move: the answer lies on the host
         batch, document_ids = batch.to(device), None if document_ids is None else document_ids.to(device)
-        with autocast(device, dtype):
-            head = partial(summed_cross_entropy, labels=batch.labels)
-            loss = model(batch.input_ids, batch.position_ids, document_ids, head=head) / valid
-        loss.backward()
+        with around(number == len(batches)):
+            with autocast(device, dtype):
+                head = partial(summed_cross_entropy, labels=batch.labels)
+                loss = model(batch.input_ids, batch.position_ids, document_ids, head=head) / valid
+            loss.backward()
         total += loss.detach()
     return total
 
 
 class Trainer:
-    """A run from its configuration: builds everything, resumes by itself, trains, validates, samples, saves."""
+    """A run from its configuration: builds everything, resumes by itself, trains, validates, samples, saves. One on every rank."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, world: World | None = None) -> None:
         """Raises ConfigError or DataError for what cannot be right, before anything is written."""
         self.config = config
-        self.device = pick_device(config.train.device)
-        self.dtype = pick_dtype(config.train.dtype, self.device)
+        self.world = world or World(pick_device(config.train.device))
+        self.device = self.world.device
+        self.dtype: torch.dtype = self.world.gather(pick_dtype(config.train.dtype, self.device))[0]  # measured: let one decide
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         if self.tokenizer.vocab_size > config.model.vocab_size:
             raise ConfigError(
@@ -78,184 +88,222 @@ class Trainer:
             for language, held_out in data.held_out.items()
             if language in data.token_counts
         }
-        generator = torch.Generator().manual_seed(config.train.seed)
-        self.model = StableLM2(config.model)
-        self.model.init_weights(generator)
-        self.model.to(self.device)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.run_dir = Path(config.train.output_dir)
         self.rows = config.train.global_batch_tokens // config.data.seq_len
         self.loader.mixture.check(config.train.steps * self.rows)
+        self.replica = parallelize(config, self.world, self.dtype)
+        self.model = self.replica.model
+        if self.rows % (self.replica.data_size * config.train.micro_batch_size):
+            raise ConfigError(
+                f"train.global_batch_tokens = {config.train.global_batch_tokens}: {self.rows} rows of {config.data.seq_len} must divide "
+                f"among {self.replica.data_size} ranks in micro-batches of {config.train.micro_batch_size}; change one of the three"
+            )
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.guard = Guard(config.train.spike_sigmas)
+        self.run_dir = Path(config.train.output_dir)
+        self.checkpoints = checkpoint.Checkpointer(self.run_dir, self.world, config.train.keep_checkpoints)
+        self._log: RunLog | None = None
+        self._signals = StopSignals()
         self._batches: Iterator[Batch] | None = None
         self.step, self.position, self.saved_step = 0, 0, -1
-        self.stop_requested = False
+        self.stopping = False
         self.best: dict[str, Any] = {}
 
     def run(self) -> None:
         """Train to `train.steps`, from the newest good checkpoint of `output_dir` where there is one."""
         train = self.config.train
         self._resume()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.world.is_first:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._log = RunLog(self.run_dir, self.step, train.wandb)
         self._introduce()
-        log = RunLog(self.run_dir, self.step)
         try:
-            with self._stopping_on_signals():
+            with self._signals.caught():
                 if self.step == 0:
-                    self._sample(log)
-                self._loop(log)
+                    self._sample()
+                self._loop()
             if self.step < train.steps:
-                print(f"stopped after step {self.step}; the same command goes on from there", flush=True)
+                self.checkpoints.wait()
+                self._say(f"stopped after step {self.step}; the same command goes on from there")
                 return
-            self._conclude(log)
+            self._conclude()
         finally:
-            log.close()
+            if self._log is not None:
+                self._log.close()
             self._batches = None  # the last reference: worker processes end with it
 
     def train_step(self) -> dict[str, float]:
-        """One update of the model. Returns loss, rate, gradient norm.
+        """One update of the model. Returns loss, rate, gradient norm. Bad batches are passed over, as `train.guard` says.
 
         Raises:
-            TrainingError: loss or gradient is not finite; model and optimizer are as before the step.
+            TrainingError: there is nothing left to go back to; model and optimizer are as before the step.
         """
-        if self._batches is None:
-            self._batches = self.loader.batches(self.position, self.rows, workers=self.config.data.workers)
-        batch = next(self._batches)
-        loss = accumulate_gradients(self.model, batch.split(self.config.train.micro_batch_size), self.device, self.dtype)
-        norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
-        values = {"loss": loss.item(), "grad_norm": norm.item(), "rate": learning_rate(self.step, self.config.schedule)}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+        while True:
+            loss, norm = self._gradients()
+            objection = self.guard.objection(loss, norm)
+            self.position += self.rows
+            if objection is None:
+                break
             self.optimizer.zero_grad()
-            raise TrainingError(
-                f"loss = {values['loss']}, gradient norm = {values['grad_norm']} at step {self.step} (data position "
-                f"{self.position}): not finite, nothing was updated; the last good checkpoint is intact. "
-                "Lower schedule.peak_rate, or look at that batch"
-            )
-        set_rate(self.optimizer, values["rate"])
+            self._pass_over(objection, loss, norm)
+        rate = learning_rate(self.step, self.config.schedule)
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.guard.accept(loss)
         self.step += 1
-        self.position += self.rows
-        return values
+        return {"loss": loss, "grad_norm": norm, "rate": rate}
 
-    def _loop(self, log: RunLog) -> None:
+    def _gradients(self) -> tuple[float, float]:
+        """Clipped gradients of the global batch at `position`; its loss, and the norm that they had. Ranks agree here on stopping."""
+        replica, workers = self.replica, self.config.data.workers
+        if self._batches is None:
+            place = (replica.data_rank, replica.data_size)
+            self._batches = self.loader.batches(self.position, self.rows, *place, workers=workers)
+        batch = next(self._batches)
+        alike = self.world.size // replica.data_size  # ranks of tensor parallelism read the same rows
+        valid, stopping = self.world.sum(batch.valid_tokens, self._signals.received)
+        self.stopping = stopping > 0
+        loss = accumulate_gradients(
+            replica.forward, batch.split(self.config.train.micro_batch_size), self.device, replica.autocast_dtype,
+            round(valid) // alike, replica.micro_batch,
+        )  # fmt: skip
+        norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
+        return self.world.sum(loss.item())[0] / alike, norm.item()
+
+    def _pass_over(self, objection: str, loss: float, norm: float) -> None:
+        """Leave a bad batch behind, or go back to the newest checkpoint as well."""
+        first = self.position - self.rows
+        values = {"loss": str(loss), "grad_norm": str(norm), "first": first, "rows": self.rows, "why": objection}
+        self._write("skip", values)
+        self._say(f"step {self.step} | passed over the batch at data position {first}: {objection} (loss {loss}, grad norm {norm})")
+        if not self.guard.skip():
+            return
+        position, step = self.position, self.step
+        if not self.guard.rewind() or not self._rewind():
+            raise TrainingError(
+                f"loss = {loss}, gradient norm = {norm} at step {step} (data position {first}): {objection}, again and again; "
+                "nothing was updated and checkpoints are intact. Lower schedule.peak_rate, or look at those batches"
+            )
+        self.position, self._batches = position, None
+        self._write("rewind", {"from": step, "to": self.step, "data_position": position})
+        self._say(f"step {step} | back to the checkpoint of step {self.step}; the data goes on at position {position}")
+
+    def _loop(self) -> None:
         train = self.config.train
-        flops, peak = flops_per_token(self.config.model, self.config.data.seq_len), peak_rate(self.device, self.dtype)
+        flops = flops_per_token(self.config.model, self.config.data.seq_len)
+        peak = peak_rate(self.device, self.dtype) * self.world.size
+        trace = StepTrace(self.run_dir / "profile", train.profile_step if self.world.is_first else None, self.device)
         started, first, clock, since = time.perf_counter(), self.step, time.perf_counter(), self.step
-        while self.step < train.steps and not self.stop_requested:
+        while self.step < train.steps and not self.stopping:
+            trace.before(self.step)
             values = self.train_step()
+            if (path := trace.after(self.step - 1)) is not None:
+                self._say(f"trace of {trace.TRACED} steps: {path}")
             if self.step % train.log_every == 0 or self.step == train.steps:
                 synchronize(self.device)
                 now = time.perf_counter()
-                rate = (self.step - since) * train.global_batch_tokens / (now - clock)
+                rate = max(0, self.step - since) * train.global_batch_tokens / (now - clock)  # a rewind goes below `since`
                 values |= {"tokens_per_second": rate, "share_of_peak": rate * flops / peak}
-                log.write(self.step, "train", values | {"tokens": self.step * train.global_batch_tokens})
-                seconds_left = (now - started) / (self.step - first) * (train.steps - self.step)
-                print(progress_line(self.step, train.steps, values, seconds_left), flush=True)
+                self._write("train", values | self._where_we_are(rate))
+                seconds_left = (now - started) / max(1, self.step - first) * (train.steps - self.step)
+                self._say(progress_line(self.step, train.steps, values, seconds_left))
                 clock, since = time.perf_counter(), self.step
             paused = time.perf_counter()
             if self.step % train.validate_every == 0 or self.step == train.steps:
-                self._validate(log)
-            if self.step % train.save_every == 0 or self.step == train.steps or self.stop_requested:
+                self._validate()
+            if self.step % train.save_every == 0 or self.step == train.steps or self.stopping:
                 self._save()
+            self.checkpoints.check()
             clock += time.perf_counter() - paused  # validation and saving are not training throughput
 
-    def _validate(self, log: RunLog) -> None:
+    def _where_we_are(self, rate: float) -> dict[str, float]:
+        """What is logged beside loss and speed."""
+        return {
+            "tokens_per_second_per_rank": rate / self.world.size,
+            "memory_gb": peak_memory(self.device) / 1e9,
+            "tokens": self.step * self.config.train.global_batch_tokens,
+            "data_position": self.position,
+        }
+
+    def _validate(self) -> None:
         """Validation loss per language; a new best is saved at once."""
         if not self.sets:
             return
-        losses = validation_losses(self.model, self.sets, self.device, self.dtype)
+        share = (self.replica.data_rank, self.replica.data_size)
+        losses = validation_losses(self.model, self.sets, self.device, self.replica.autocast_dtype, share=share, world=self.world)
         mean = sum(losses.values()) / len(losses)
-        log.write(self.step, "validation", {"loss": losses, "mean": mean})
-        print("validation | " + " ".join(f"{name} {loss:.3f}" for name, loss in losses.items()) + f" | mean {mean:.3f}", flush=True)
+        self._write("validation", {"loss": losses, "mean": mean})
+        self._say("validation | " + " ".join(f"{name} {loss:.3f}" for name, loss in losses.items()) + f" | mean {mean:.3f}")
         if mean < self.best.get("mean", math.inf):
             self.best = {"step": self.step, "mean": mean, "losses": losses}
             self._save()
-            checkpoint.write_best(self.run_dir, self.best)
 
     def _save(self) -> None:
+        if self.saved_step == self.step:
+            return
         state = {
             "data_position": self.position,
             "data_fingerprint": self.loader.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "recent_losses": list(self.guard.losses),
             "best": self.best,
             "config": self.config.to_dict(),
         }
-        if self.saved_step != self.step:
-            checkpoint.save(self.run_dir, self.step, self.model, self.optimizer, state)
-            self.saved_step = self.step
-        always = [self.run_dir / f"step-{self.best['step']:08d}"] if self.best else []
-        checkpoint.prune(self.run_dir, self.config.train.keep_checkpoints, always)
+        self.replica.reshard()
+        self.checkpoints.save(self.step, self.model, self.optimizer, state, self.best)
+        self.saved_step = self.step
 
     def _resume(self) -> None:
-        """Go on from the newest good checkpoint here, or branch from `train.start_from`; a damaged one is passed over with a warning."""
-        found = checkpoint.steps(self.run_dir)
-        for folder in reversed(found):
-            try:
-                state = checkpoint.read_state(folder)
-            except CheckpointError as error:
-                warnings.warn(f"{error}; trying the one before", stacklevel=2)
-                continue
-            self._check_same_run(folder, state)
-            self._restore(folder)
-            self.best = state["best"]
-            return
-        if found:
-            raise CheckpointError(
-                f"train.output_dir = {str(self.run_dir)!r}: every checkpoint is damaged; remove the folder to start again"
-            )
-        if self.config.train.start_from is not None:
+        """Go on from the newest good checkpoint in `output_dir`, or branch from `train.start_from`."""
+        found = resume.newest(self.run_dir, self.world)
+        if found is not None:
+            resume.check_same_run(*found, self.config.to_dict())
+            self._restore(found[0])
+            self.best, self.saved_step = found[1]["best"], self.step
+        elif self.config.train.start_from is not None:
             self._restore(Path(self.config.train.start_from))
 
+    def _rewind(self) -> bool:
+        """Put weights, optimizer and step back to the newest checkpoint of this run; false where there is none."""
+        self.checkpoints.wait()
+        found = resume.newest(self.run_dir, self.world)
+        if found is not None:
+            self._restore(found[0])
+        return found is not None
+
     def _restore(self, folder: Path) -> None:
-        state = checkpoint.load(folder, self.model, self.optimizer)
+        """Weights, optimizer, step, data position and the guard's memory, if the data is the same."""
+        state = self._load(folder)
         if state["data_fingerprint"] != self.loader.fingerprint():
             raise CheckpointError(
                 f"data = {self.loader.fingerprint()}: not the data that {str(folder)!r} was trained on ({state['data_fingerprint']}); "
                 "use the same sources, weights, tokenizer, seq_len and seed"
             )
-        if state["dtype"] != str(self.dtype).removeprefix("torch."):
-            warnings.warn(
-                f"{folder} was trained in {state['dtype']}, this machine goes on in {self.dtype}: not bitwise the same run", stacklevel=3
-            )
+        dtype = str(self.dtype).removeprefix("torch.")
+        if state["dtype"] != dtype and self.world.is_first:
+            warnings.warn(f"{folder} was trained in {state['dtype']}, this goes on in {dtype}: not bitwise the same run", stacklevel=3)
+        self.guard.restore(state["recent_losses"])
         self.step, self.position, self._batches = state["step"], state["data_position"], None
 
-    def _check_same_run(self, folder: Path, state: dict[str, Any]) -> None:
-        """Everything that changes what the run computes must be as it was; how often it logs, and its length, may change."""
-        free = (
-            "steps",
-            "output_dir",
-            "device",
-            "log_every",
-            "validate_every",
-            "save_every",
-            "keep_checkpoints",
-            "prompts",
-            "sample_tokens",
-        )
-        theirs, ours = (json.loads(json.dumps(config)) for config in (state["config"], self.config.to_dict()))
-        for config in (theirs, ours):
-            config["train"] = {key: value for key, value in config["train"].items() if key not in free}
-            config["data"] = {key: value for key, value in config["data"].items() if key not in ("prepared", "verify", "workers")}
-            config.pop("prepare", None)  # what the data holds is in its fingerprint
-        field, saved, here = checkpoint.first_difference(theirs, ours)
-        if field:
-            raise CheckpointError(
-                f"{field} = {here!r}: the run in {str(folder.parent)!r} has {saved!r}; choose another --train.output_dir, or the same value"
-            )
+    def _load(self, folder: Path) -> dict[str, Any]:
+        """Weights and optimizer of `folder`; what was gathered of the old weights is dropped."""
+        self.replica.reshard()
+        return checkpoint.load(folder, self.model, self.optimizer, self.world)
 
     def _introduce(self) -> None:
-        train, count = self.config.train, self.config.model.num_parameters()
-        print(
-            f"{count:,} parameters in {str(self.dtype).removeprefix('torch.')} on {self.device}; {train.steps} steps of "
-            f"{train.global_batch_tokens:,} tokens = {self.rows // train.micro_batch_size} micro-batches of {train.micro_batch_size} x "
-            f"{self.config.data.seq_len}; into {self.run_dir}",
-            flush=True,
+        train, count, ranks = self.config.train, self.config.model.num_parameters(), self.world.size
+        where = f"{self.device}" if ranks == 1 else f"{ranks} x {self.device.type} ({self.replica.strategy})"
+        micro_batches = self.rows // train.micro_batch_size // self.replica.data_size
+        self._say(
+            f"{count:,} parameters in {str(self.dtype).removeprefix('torch.')} on {where}; {train.steps} steps of "
+            f"{train.global_batch_tokens:,} tokens = {f'{self.replica.data_size} x ' if ranks > 1 else ''}{micro_batches} micro-batches of "
+            f"{train.micro_batch_size} x {self.config.data.seq_len}; into {self.run_dir}"
         )
         if self.step:
-            print(f"going on after step {self.step}", flush=True)
+            self._say(f"going on after step {self.step}")
 
-    def _sample(self, log: RunLog) -> None:
-        """A continuation of every prompt, so that readers see what the loss means."""
+    def _sample(self) -> None:
+        """A continuation of every prompt, so that readers see what the loss means. All ranks compute the same one together."""
         for number, prompt in enumerate(self.config.train.prompts):
             ids = self.tokenizer.encode(prompt)[: self.config.model.max_position_embeddings - self.config.train.sample_tokens]
             out = generate(
@@ -263,35 +311,28 @@ class Trainer:
                 temperature=0.7, top_p=0.95, seed=number, stop_ids=[self.tokenizer.eos_token_id],
             )  # fmt: skip
             text = self.tokenizer.decode([i for i in out[0].tolist() if i != self.tokenizer.eos_token_id])
-            log.write(self.step, "sample", {"text": text})
-            print(f"sample | {text}", flush=True)
+            self._write("sample", {"text": text})
+            self._say(f"sample | {text}")
 
-    def _conclude(self, log: RunLog) -> None:
+    def _conclude(self) -> None:
         """Load the best checkpoint back, say how far below the unigram each language lies, and write."""
+        self.checkpoints.wait()
         if self.best:
-            checkpoint.load(self.run_dir / f"step-{self.best['step']:08d}", self.model, self.optimizer)
-            print(f"best checkpoint: step {self.best['step']}, mean validation loss {self.best['mean']:.3f} nats per token")
-            print("language   model  unigram   below")
+            self._load(self.run_dir / f"step-{self.best['step']:08d}")
+            self._say(f"best checkpoint: step {self.best['step']}, mean validation loss {self.best['mean']:.3f} nats per token")
+            self._say("language   model  unigram   below")
             for language, loss in self.best["losses"].items():
                 unigram_loss = self.sets[language].unigram_loss
-                print(f"{language:<8} {loss:>7.3f} {unigram_loss:>8.3f} {unigram_loss - loss:>7.3f}")
-            log.write(self.step, "best", {"loss": self.best["losses"], "unigram": {k: s.unigram_loss for k, s in self.sets.items()}})
-        self._sample(log)
+                self._say(f"{language:<8} {loss:>7.3f} {unigram_loss:>8.3f} {unigram_loss - loss:>7.3f}")
+            self._write("best", {"loss": self.best["losses"], "unigram": {k: s.unigram_loss for k, s in self.sets.items()}})
+        self._sample()
         epochs = self.loader.epochs(self.position)
-        print("epochs read: " + ", ".join(f"{name} {count:.1f}" for name, count in epochs.items()), flush=True)
+        self._say("epochs read: " + ", ".join(f"{name} {count:.1f}" for name, count in epochs.items()))
 
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """Ctrl-C or SIGTERM ends the run after the current step, with a checkpoint; a second one ends it at once."""
+    def _say(self, line: str) -> None:
+        if self.world.is_first:
+            print(line, flush=True)
 
-        def request(number: int, frame: object) -> None:
-            self.stop_requested = True
-            signal.signal(number, signal.SIG_DFL)
-            print(f"\n{signal.Signals(number).name}: saving after this step; again to stop at once", file=sys.stderr, flush=True)
-
-        old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _write(self, kind: str, values: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(self.step, kind, values)

@@ -1,0 +1,79 @@
+"""The processes of a run: who this one is among them, and the few numbers they tell each other beside training's own collectives.
+
+torchrun says who is who in the environment (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE). Without it there is one process and nothing
+of torch.distributed is started.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from slm2_minimal.config import ConfigError
+from slm2_minimal.train.device import pick_device
+
+
+@dataclass(frozen=True)
+class World:
+    """One process of `size`; `local_size` of them share this machine. `group` speaks over gloo, from host to host."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    group: dist.ProcessGroup | None = None  # None: one process, nothing is started
+
+    @classmethod
+    @contextmanager
+    def joined(cls, device: str = "auto") -> Iterator["World"]:
+        """The world of this process, for as long as the block lasts; each process has a GPU of its own where there are any.
+
+        Raises ConfigError for a device that is not there.
+        """
+        if "RANK" not in os.environ:
+            yield cls(pick_device(device))
+            return
+        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        chosen = pick_device(device)
+        if chosen.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"train.device = {device!r}: local rank {local} has no GPU of its own among {torch.cuda.device_count()}; "
+                    "start at most that many processes on a node"
+                )
+            chosen = torch.device("cuda", local)
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
+        try:
+            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+            yield cls(chosen, rank, size, local_size, dist.new_group(backend="gloo"))
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value added up over all processes, in fp64 and the same on each."""
+        if self.group is None:
+            return [float(value) for value in values]
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.group)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in order of rank, on each."""
+        values = [value] * self.size
+        if self.group is not None:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.sum(0)
