@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from slm2_minimal.config import ConfigError
 from slm2_minimal.train.device import pick_device
@@ -47,7 +49,8 @@ class World:
                 )
             chosen = torch.device("cuda", local)
             torch.cuda.set_device(chosen)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
         try:
             local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
             yield cls(chosen, rank, size, local_size, dist.new_group(backend="gloo"))
@@ -77,3 +80,14 @@ class World:
     def wait(self) -> None:
         """Until every process is here."""
         self.sum(0)
+
+
+def _store(rank: int, size: int) -> Store:
+    """Where the processes find each other.
+
+    torchrun keeps its store when it starts them again, and in it the addresses of those that died; hence a part of the store for each
+    attempt. Agents on several nodes count attempts differently: there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store each time.
+    """
+    store, _, _ = next(rendezvous("env://", rank, size))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"attempt {attempt}", store) if os.environ.get("GROUP_WORLD_SIZE", "1") == "1" else store

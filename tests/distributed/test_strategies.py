@@ -129,7 +129,7 @@ def test_global_batches_are_the_same(size: int, tensor: int, ranks: Any, small_r
 
 
 def test_when_weights_are_whole(ranks: Any, small_run: Make) -> None:
-    """zero1 gathers once a step and keeps bf16 replicas for all four micro-batches; fsdp gathers for each. Between steps there are fp32 shards."""
+    """zero1 gathers once a step and keeps bf16 replicas for all four micro-batches; fsdp gathers for each. Then fp32 shards remain."""
     tables = small_run(**MODEL | {"train.dtype": "bfloat16"}).to_dict()
     shard, replica = f"float32 {64 * 32 * 4 // 2}", f"bfloat16 {64 * 32 * 2}"
     assert ranks(2, gathered, tables | {"parallel": {"strategy": "zero1"}})[0] == [shard, shard, replica, replica, replica, shard]
