@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.train.parallel import parallelize
 from slm2_minimal.train.trainer import Trainer
+from slm2_minimal.train.validation import validation_losses
 from slm2_minimal.train.world import World
 
 Make = Callable[..., RunConfig]
@@ -175,3 +176,22 @@ def test_one_process_by_itself(small_run: Make) -> None:
         small_run(**MODEL | {"parallel.strategy": "fsdp", "parallel.tensor_parallel": 3})
     with pytest.raises(ConfigError, match=r"parallel.tensor_parallel = 2: goes with strategy zero1 or fsdp, not 'ddp'"):
         small_run(**MODEL | {"parallel.strategy": "ddp", "parallel.tensor_parallel": 2})
+
+
+# Validation
+
+
+def validated(world: World, tables: dict[str, Any]) -> dict[str, float]:
+    """Validation losses before the first step."""
+    trainer = Trainer(RunConfig.from_dict(tables), world)
+    share = (trainer.replica.data_rank, trainer.replica.data_size)
+    return validation_losses(trainer.model, trainer.sets, world.device, share=share, world=world)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "zero1 and tensor"])
+def test_ranks_share_a_validation(name: str, ranks: Any, small_run: Make) -> None:
+    """Also where there are fewer batches than ranks; every rank knows the whole."""
+    tables = small_run(**MODEL).to_dict()
+    expected = validated(World(torch.device("cpu")), tables)
+    for found in ranks(4, validated, tables | {"parallel": STRATEGIES[name]}):
+        assert found == pytest.approx(expected, rel=1e-5)
