@@ -16,6 +16,7 @@ def show_source(*objects: Any) -> Any:
     package = Path(__file__).parents[1]
     parts = []
     for thing in objects:
+        thing = inspect.unwrap(thing)  # a decorated function is the library's, what it wraps is ours
         path = Path(inspect.getsourcefile(thing) or "").relative_to(package.parent).as_posix()
         parts.append(f"`{path}`\n\n```python\n{textwrap.dedent(inspect.getsource(thing)).rstrip()}\n```")
     return Markdown("\n\n".join(parts))

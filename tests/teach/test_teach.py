@@ -9,6 +9,7 @@ import pytest
 from slm2_minimal.config import DataError
 from slm2_minimal.teach import COLORS, LINE_STYLES, load_record, provenance, save_record, show_source, use_style
 from slm2_minimal.text.tokenizer import Tokenizer
+from slm2_minimal.train.optimizer import clip_gradients
 from slm2_minimal.train.schedule import average_rate, learning_rate
 
 
@@ -17,6 +18,12 @@ def test_source_is_shown_under_its_path_from_the_package() -> None:
     assert text.count("`slm2_minimal/train/schedule.py`") == 2
     assert "```python\ndef learning_rate(" in text
     assert "```python\ndef average_rate(" in text
+
+
+def test_a_decorated_function_is_ours() -> None:
+    text = show_source(clip_gradients).data
+    assert text.startswith("`slm2_minimal/train/optimizer.py`")
+    assert "@torch.no_grad()\ndef clip_gradients(" in text
 
 
 def test_a_method_is_shown_without_its_indentation() -> None:
