@@ -137,6 +137,37 @@ def test_when_weights_are_whole(ranks: Any, small_run: Make) -> None:
     assert ranks(2, gathered, tables | {"parallel": {"strategy": "fsdp"}})[0] == [shard] * 6
 
 
+def collectives(world: World, tables: dict[str, Any]) -> dict[str, int]:
+    """How many of each kind the third step makes: in the second, DDP still agrees on its buckets."""
+    trainer = Trainer(RunConfig.from_dict(tables), world)
+    for _ in range(2):
+        trainer.train_step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.train_step()
+    return {event.key.removeprefix("c10d::").strip("_"): event.count for event in profile.key_averages() if event.key.startswith("c10d::")}
+
+
+SPOKEN = 2  # all-reduces of a few numbers a step: valid tokens with the wish to stop, and the loss
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # one bucket of gradients, however many micro-batches; the norm of whole gradients needs no message
+        ("ddp", [{"allreduce": SPOKEN + 1}] * 2),
+        # three blocks and what is outside of them, once a step each way; and the norm
+        ("zero1", [{"allreduce": SPOKEN + 1, "allgather_base": 4, "reduce_scatter_base": 4}] * 2),
+        # for each micro-batch: blocks are gathered for the forward and for the backward pass, the outside once
+        ("fsdp", [{"allreduce": SPOKEN + 1, "allgather_base": n * (4 + 3), "reduce_scatter_base": n * 4} for n in (2, 4)]),
+    ],
+)
+def test_what_accumulation_costs_in_messages(name: str, expected: list[dict[str, int]], ranks: Any, small_run: Make) -> None:
+    """Two and four micro-batches a step: nothing under ddp and zero1, which wait for the last."""
+    for rows, counts in zip((2, 1), expected, strict=True):
+        tables = small_run(**MODEL | {"train.micro_batch_size": rows}).to_dict() | {"parallel": STRATEGIES[name]}
+        assert ranks(2, collectives, tables)[0] == counts
+
+
 # What a user can get wrong
 
 
