@@ -4,8 +4,10 @@ Attention is the one place where tokens meet. In a packed sequence they meet onl
 may look at whom, and everything else in the model acts on each token alone.
 """
 
+import functools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +18,36 @@ from torch import Tensor, nn
 from slm2_minimal.config import DataError, ModelConfig
 from slm2_minimal.model.rope import rotate
 
+if TYPE_CHECKING:  # imported where it is used: FlexAttention brings torch's compiler along, which takes seconds
+    from torch.nn.attention.flex_attention import BlockMask
+
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, half) or (B, T, half)
+Mask: TypeAlias = "Bool[Tensor, 'B 1 T S'] | BlockMask | None"  # None: causal
 
 
 def document_mask(document_ids: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"]:
     """True where query t may see key s: s <= t, and both of the same document."""
     same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
     return same.tril()
+
+
+def document_blocks(document_ids: Int[Tensor, "B T"]) -> "BlockMask":
+    """`document_mask` by blocks of 128 x 128 pairs: which of them hold any pair that may meet, and the rule for those that hold others too.
+
+    A kernel that goes by it leaves out whole blocks, of other documents and of later tokens, and reads no mask of T x T.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_see(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (document_ids[row, query] == document_ids[row, key]) & (key <= query)
+
+    rows, length = document_ids.shape
+    return create_block_mask(may_see, rows, None, length, length, device=document_ids.device)
+
+
+def packed_mask(document_ids: Int[Tensor, "B T"]) -> Mask:
+    """Who sees whom in packed rows, in the form for their device: blocks on a GPU, where a dense mask rules out the flash kernel."""
+    return document_blocks(document_ids) if document_ids.is_cuda else document_mask(document_ids)
 
 
 def reference_attention(
@@ -32,6 +57,21 @@ def reference_attention(
     scores = einsum(q, k, "b h t d, b h s d -> b h t s") / math.sqrt(q.shape[-1])
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     return einsum(weights, v, "b h t s, b h s d -> b h t d")
+
+
+def attend(q: Float[Tensor, "B H T D"], k: Float[Tensor, "B K S D"], v: Float[Tensor, "B K S D"], mask: Mask) -> Float[Tensor, "B H T D"]:
+    """`reference_attention` by the kernel that `mask` calls for; without a mask, causal. Each of K heads serves H / K query heads."""
+    grouped = q.shape[1] != k.shape[1]
+    if mask is None or isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=grouped)
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # As separate operations it holds all T x T scores: it is compiled with what is being compiled around it, or else by itself.
+    kernel: Any = flex_attention if torch.compiler.is_compiling() else _compiled(flex_attention)
+    return kernel(q, k, v, block_mask=mask, enable_gqa=grouped)
+
+
+_compiled = functools.cache(torch.compile)  # once for all layers
 
 
 @dataclass
@@ -78,7 +118,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "B T C"],
         rotation: Rotation,
-        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        mask: Mask = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         """Without a mask, attention is causal over the T tokens and whatever the cache holds before them."""
@@ -86,10 +126,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return self.o_proj(rearrange(out, "b h t d -> b t (h d)"))
+        return self.o_proj(rearrange(attend(q, k, v, mask), "b h t d -> b t (h d)"))
 
 
 def cached_mask(new: int, length: int, device: torch.device) -> Bool[Tensor, "1 1 T S"] | None:

@@ -1,11 +1,11 @@
 """The pre-norm block: attention and SwiGLU, each read from a normalised copy of the residual stream and added back (report section 2.3)."""
 
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from slm2_minimal.config import ModelConfig
-from slm2_minimal.model.attention import Attention, KeyValueCache, Rotation
+from slm2_minimal.model.attention import Attention, KeyValueCache, Mask, Rotation
 
 
 class MLP(nn.Module):
@@ -35,7 +35,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "B T C"],
         rotation: Rotation,
-        mask: Bool[Tensor, "B 1 T S"] | None = None,
+        mask: Mask = None,
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "B T C"]:
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)

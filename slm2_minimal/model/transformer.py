@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slm2_minimal.config import ModelConfig
 from slm2_minimal.model import hub
-from slm2_minimal.model.attention import KeyValueCache, cached_mask, check_context, document_mask
+from slm2_minimal.model.attention import KeyValueCache, Mask, cached_mask, check_context, packed_mask
 from slm2_minimal.model.block import Block
 from slm2_minimal.model.rope import rotary_angles
 
@@ -93,7 +93,7 @@ class StableLM2(nn.Module):
             position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
         if document_ids is not None:
             assert cache is None, "packed documents are for training; a cache holds one document a row"
-            mask: Tensor | None = document_mask(document_ids)
+            mask: Mask = packed_mask(document_ids)
         else:
             mask = cached_mask(input_ids.shape[1], past, input_ids.device)
         angles = rotary_angles(position_ids, self.config.rotary_dim, self.config.rope_theta)

@@ -38,6 +38,7 @@ KEPT_OPS = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
 )
 TENSOR_PLAN = {
     **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},

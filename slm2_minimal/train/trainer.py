@@ -306,10 +306,12 @@ class Trainer:
         """A continuation of every prompt, so that readers see what the loss means. All ranks compute the same one together."""
         for number, prompt in enumerate(self.config.train.prompts):
             ids = self.tokenizer.encode(prompt)[: self.config.model.max_position_embeddings - self.config.train.sample_tokens]
-            out = generate(
-                self.model, torch.tensor([ids], device=self.device), self.config.train.sample_tokens,
-                temperature=0.7, top_p=0.95, seed=number, stop_ids=[self.tokenizer.eos_token_id],
-            )  # fmt: skip
+            # Compiled blocks are for training: the cache would make them anew for every layer and length.
+            with torch.compiler.set_stance("force_eager"):
+                out = generate(
+                    self.model, torch.tensor([ids], device=self.device), self.config.train.sample_tokens,
+                    temperature=0.7, top_p=0.95, seed=number, stop_ids=[self.tokenizer.eos_token_id],
+                )  # fmt: skip
             text = self.tokenizer.decode([i for i in out[0].tolist() if i != self.tokenizer.eos_token_id])
             self._write("sample", {"text": text})
             self._say(f"sample | {text}")
