@@ -6,9 +6,11 @@ Exit codes: 0 success, 2 something the user can mend (one line on stderr), 1 a f
 import argparse
 import functools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser, words = _parser(), list(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser.parse_known_args(words)
     try:
-        if options.command not in ("train", "prepare", "plan") and rest:
+        if options.command not in ("train", "prepare", "plan", "launch") and rest:
             raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
         options.call(options, rest)
     except UserError as error:
@@ -46,25 +48,35 @@ def _parser() -> argparse.ArgumentParser:
 
     epilog = "Any key of the configuration can be laid over: --section.field VALUE. With the preset 'tiny' they are:\n  "
     epilog += "\n  ".join(_all_keys(RunConfig.preset("tiny").to_dict()))
-    for name, call, summary in (
-        ("prepare", _prepare, "clean and tokenise the sources of a preset or a TOML file into shards, or go on where it was stopped"),
-        ("train", _train, "train a model from a preset or a TOML file, or go on where a run stopped"),
-        ("plan", _plan, "what a run would need: memory a rank, step time, communication, GPU-hours, cost, energy; starts nothing"),
-    ):
+    for name, call, add_options, summary in (
+        (
+            "prepare", _prepare, _add_prepare_options,
+            "clean and tokenise the sources of a preset or a TOML file into shards, or go on where it was stopped",
+        ),
+        ("train", _train, _add_train_options, "train a model from a preset or a TOML file, or go on where a run stopped"),
+        ("plan", _plan, _add_plan_options, "what a run would need: memory, step time, GPU-hours, cost, energy; starts nothing"),
+        ("launch", _launch, _add_launch_options, "check a run, write its scripts, and start it on the GPUs of this machine or on SLURM's"),
+    ):  # fmt: skip
         command = commands.add_parser(
             name, help=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
         command.add_argument("config", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or a .toml file")
         command.set_defaults(call=call)
-        if name == "prepare":
-            _add_cluster_options(command)
-        if name == "plan":
-            _add_plan_options(command)
+        add_options(command)
+    _add_model_commands(commands)
 
-    generate = commands.add_parser("generate", help="continue a prompt with a trained model", allow_abbrev=False)
-    generate.add_argument(
-        "model", help="a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a Hub id"
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has: devices, formats, measured rates, installed extras", allow_abbrev=False
     )
+    doctor.set_defaults(call=_doctor)
+    return parser
+
+
+def _add_model_commands(commands: Any) -> None:
+    """What is done with a trained model."""
+    kinds = "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a Hub id"
+    generate = commands.add_parser("generate", help="continue a prompt with a trained model", allow_abbrev=False)
+    generate.add_argument("model", help=kinds)
     generate.add_argument("--prompt", default="", help="the text to continue; none: free text")
     generate.add_argument("--tokenizer", help="arcade100k, tiny, or a file; left out: the run's own, else arcade100k")
     generate.add_argument("--max-new-tokens", type=int, default=128)
@@ -75,14 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     generate.set_defaults(call=_generate)
 
-    doctor = commands.add_parser(
-        "doctor", help="what this machine has: devices, formats, measured rates, installed extras", allow_abbrev=False
-    )
-    doctor.set_defaults(call=_doctor)
-    return parser
+    export = commands.add_parser("export", help="write a model in Hugging Face's format, for transformers and others", allow_abbrev=False)
+    export.add_argument("model", help=kinds)
+    export.add_argument("out", help="the folder to write: new, or empty")
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32: as trained)")
+    export.set_defaults(call=_export)
 
 
-def _add_cluster_options(command: argparse.ArgumentParser) -> None:
+def _add_prepare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--executor", choices=("own", "local", "slurm"), default="own",
         help="own: processes on this machine (default); local and slurm: the same steps on datatrove's executors, here or on a cluster",
@@ -90,19 +102,45 @@ def _add_cluster_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tasks", type=int, metavar="N", help="local, slurm: how many tasks share the files; a task can be run again alone"
     )
-    command.add_argument("--partition", metavar="NAME", help="slurm: where the tasks run (default: the cluster's)")
-    command.add_argument("--time", metavar="HH:MM:SS", help="slurm: the limit of a task (default 24:00:00)")
+    _add_slurm_options(command)
+    command.add_argument("--dry-run", action="store_true", default=None, help="slurm: write the scripts, and submit nothing")
+
+
+def _add_slurm_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--partition", metavar="NAME", help="slurm: where it runs (default: the cluster's)")
+    command.add_argument("--time", metavar="HH:MM:SS", help="slurm: the limit of a job or task (default 24:00:00)")
     command.add_argument(
         "--sbatch", metavar="KEY=VALUE", action="append", help="slurm: one more option of sbatch, for example qos=high; may be repeated"
     )
-    command.add_argument("--dry-run", action="store_true", default=None, help="slurm: write the scripts, and submit nothing")
+
+
+def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
+    """What was given of them, by sbatch's long names."""
+    chosen = {"partition": options.partition, "time": options.time} | dict(word.partition("=")[::2] for word in options.sbatch or ())
+    return {key: value for key, value in chosen.items() if value is not None}
+
+
+def _add_train_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--check", action="store_true", help="say what would be trained, or what is wrong, and start nothing")
+    command.add_argument("--gpus", type=int, metavar="N", help="with --check: of a run on N (default: this one's)")
+    command.add_argument(
+        "--gpu", metavar="NAME", help="with --check: whose memory has to do, a name as in slm2 plan (default: this machine's)"
+    )
+
+
+def _add_launch_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8, which SLURM gives")
+    command.add_argument("--gpu", metavar="NAME", help="whose memory has to do, a name as in slm2 plan (default: this machine's)")
+    command.add_argument("--out", metavar="DIR", help="where the scripts are written (default: launch/ in train.output_dir)")
+    command.add_argument("--dry-run", action="store_true", help="check and write the scripts, and start nothing")
+    _add_slurm_options(command)
 
 
 def _add_plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8")
     command.add_argument("--gpu", default="a100-40gb", metavar="NAME", help="a100-40gb (default), a100-80gb, h100-80gb or h200-141gb")
-    command.add_argument("--strategy", metavar="NAME", help="single, ddp, zero1, fsdp or hybrid (default: zero1, on one GPU single)")
-    command.add_argument("--checkpointing", default="none", metavar="NAME", help="of activations: none (default), selective or full")
+    command.add_argument("--strategy", metavar="NAME", help="single, ddp, zero1, fsdp or hybrid (default: the configuration's)")
+    command.add_argument("--checkpointing", metavar="NAME", help="of activations: none, selective or full (default: the configuration's)")
     command.add_argument("--tflops", type=float, metavar="X", help="what a GPU achieves, in TFLOP/s (A100 default: 170, the report's)")
     command.add_argument("--mfu", type=float, metavar="X", help="the same as a share of its peak, for example 0.4")
     command.add_argument("--usd-per-hour", type=float, metavar="X", help="of one GPU (default: 3.5 for a100-40gb, the report's)")
@@ -133,15 +171,33 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     if options.executor == "local":
         run_local(run, options.tasks, say)
     else:
-        chosen = {"partition": options.partition, "time": options.time} | dict(word.partition("=")[::2] for word in options.sbatch or ())
-        given = {key: value for key, value in chosen.items() if value is not None}
-        run_slurm(run, options.tasks, given, dry_run=bool(options.dry_run), say=say)
+        run_slurm(run, options.tasks, _slurm_options(options), dry_run=bool(options.dry_run), say=say)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.train.launch import check
     from slm2_minimal.train.trainer import Trainer
+    from slm2_minimal.train.world import World
 
-    Trainer(RunConfig.load(options.config, parse_overrides(rest))).run()
+    config = RunConfig.load(options.config, parse_overrides(rest))
+    if options.check:
+        gpus = int(os.environ.get("WORLD_SIZE", 1)) if options.gpus is None else options.gpus
+        print("\n".join(check(config, gpus, options.gpu)))
+        return
+    if options.gpus is not None or options.gpu is not None:
+        raise UserError(
+            f"--gpu{'s' * (options.gpus is not None)}: goes with --check; slm2 launch {options.config} starts several processes"
+        )
+    with World.joined(config.train.device) as world:
+        Trainer(config, world).run()
+
+
+def _launch(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.train.launch import launch
+
+    config, folder = RunConfig.load(options.config, parse_overrides(rest)), None if options.out is None else Path(options.out)
+    words, say = [options.config, *rest], functools.partial(print, flush=True)
+    launch(config, words, options.gpus, options.gpu, folder, _slurm_options(options), dry_run=options.dry_run, say=say)
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
@@ -154,14 +210,13 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.inference.generate import stream_text
-    from slm2_minimal.model.transformer import StableLM2
     from slm2_minimal.text.tokenizer import load_tokenizer
-    from slm2_minimal.train import checkpoint
+    from slm2_minimal.train.checkpoint import load_model
     from slm2_minimal.train.device import pick_device
 
-    folder, tokenizer_name = checkpoint.find_model(options.model)
-    tokenizer = load_tokenizer(options.tokenizer or tokenizer_name or "arcade100k")
-    model = StableLM2.from_pretrained(folder).to(pick_device(options.device))
+    given = load_tokenizer(options.tokenizer) if options.tokenizer else None  # before the model, which takes longer
+    model, tokenizer_name = load_model(options.model)
+    tokenizer, model = given or load_tokenizer(tokenizer_name or "arcade100k"), model.to(pick_device(options.device))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; "
@@ -172,6 +227,20 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
     for piece in stream_text(model, tokenizer, options.prompt, options.max_new_tokens, **sampling):
         print(piece, end="", flush=True)
     print()
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> None:
+    import torch
+
+    from slm2_minimal.train.checkpoint import load_model
+
+    out = Path(options.out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"out = {options.out!r}: is there already; name a new folder, or an empty one")
+    model, tokenizer_name = load_model(options.model)
+    model.to(getattr(torch, options.dtype)).save_pretrained(out)
+    trained = "" if tokenizer_name is None else f"; its tokenizer is {tokenizer_name}"
+    print(f"{out}: {model.config.num_parameters():,} parameters in {options.dtype}{trained}")
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> None:

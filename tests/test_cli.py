@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from slm2_minimal import StableLM2, generate, load_tokenizer
+from slm2_minimal import generate, load_tokenizer
 from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig, parse_overrides
+from slm2_minimal.train.checkpoint import load_model
 from slm2_minimal.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -108,15 +110,20 @@ def says(result: tuple[int, str, str], code: int, *parts: str) -> None:
 def test_help(slm2: Run) -> None:
     code, out, err = slm2("--help")
     assert (code, err) == (0, "")
-    for command in ("train", "generate", "doctor"):
+    for command in ("prepare", "train", "plan", "launch", "generate", "export", "doctor"):
         assert command in out
 
 
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("train", ["CONFIG", "stablelm-2-1_6b, tiny", "--section.field VALUE", "--model.hidden_size 256\n", "--model.use_qkv_bias true\n"]),
+        ("train", ["CONFIG", "laptop, stablelm-2-1_6b, ", "--section.field VALUE", "--model.hidden_size 256\n", "--check", "--gpus N"]),
+        (
+            "launch",
+            ["CONFIG", "--gpus N", "--gpu NAME", "--dry-run", "--out DIR", "--partition NAME", "--sbatch KEY=VALUE", "--train.steps 1200"],
+        ),
         ("generate", ["--prompt", "--tokenizer", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--device"]),
+        ("export", ["model", "out", "--dtype", "float32", "bfloat16"]),
         ("doctor", ["usage: slm2 doctor"]),
     ],
 )
@@ -145,7 +152,7 @@ def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
         ([], ["COMMAND", "see slm2 --help"]),
         (["fly"], ["'fly'", "train"]),
         (["train"], ["CONFIG", "see slm2 train --help"]),
-        (["train", "tony"], ["preset = 'tony'", "choose one of stablelm-2-1_6b, tiny"]),
+        (["train", "tony"], ["preset = 'tony'", "choose one of laptop, stablelm-2-1_6b, "]),
         (["train", "nowhere.toml"], ["config = 'nowhere.toml': No such file"]),
         (["train", "tiny", "--train.stepz", "3"], ["train.stepz = 3: unknown key; did you mean 'steps'?"]),
         (["train", "tiny", "--train.steps", "ten"], ["train.steps = 'ten'", "valid integer"]),
@@ -157,6 +164,20 @@ def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
         (["train", "tiny", "--data.sources.web.path", "nowhere.txt"], ["path = 'nowhere.txt': no such file"]),
         (["train", "tiny", "--data.tokenizer", "arcade100k"], ["model.vocab_size = 1024", "100289 ids"]),
         (["train", "stablelm-2-1_6b"], ["data.sources = {}: nothing to read"]),
+        (["train", "stablelm-2-1_6b", "--check", "--gpus", "512"], ["data.sources = {}: nothing to read"]),
+        (["train", "laptop", "--check"], ["data.prepared = 'prepared/laptop': manifest.json: No such file or directory; run slm2 prepare"]),
+        (["train", "tiny", "--check", "--gpus", "3"], ["train.global_batch_tokens = 512", "the nearest is 1536"]),
+        (["train", "tiny", "--check", "--gpus", "many"], ["--gpus", "'many'"]),
+        (["train", "tiny", "--gpus", "2"], ["--gpus: goes with --check; slm2 launch tiny starts several"]),
+        (["train", "tiny", "--gpu", "a100-40gb"], ["--gpu: goes with --check; slm2 launch tiny starts several"]),
+        (["launch", "tiny"], ["--gpus", "see slm2 launch --help"]),
+        (["launch", "stablelm-2-1_6b", "--gpus", "512"], ["data.sources = {}: nothing to read"]),
+        (["launch", "stablelm-2-1_6b", "--gpus", "500", "--dry-run"], ["gpus = 500", "the nearest is 496"]),
+        (["launch", "tiny", "--gpus", "1", "--train.stepz", "3"], ["train.stepz = 3: unknown key"]),
+        (["export"], ["model, out", "see slm2 export --help"]),
+        (["export", "x", "y", "--dtype", "float16"], ["--dtype", "'float16'"]),
+        (["export", "/nowhere/at/all", "y"], ["'/nowhere/at/all': no such folder"]),
+        (["export", "/nowhere/at/all", "."], ["'/nowhere/at/all': no such folder"]),
         (["generate"], ["model", "see slm2 generate --help"]),
         (["generate", "x", "--top-k", "few"], ["--top-k", "'few'"]),
         (["generate", "x", "--device", "tpu"], ["--device", "'tpu'"]),
@@ -195,6 +216,41 @@ def test_train_and_go_on(slm2: Run, tmp_path: Path) -> None:
     says(slm2("train", path, "--data.seed", "5"), 2, "data.seed = 5", "has 1234", "--train.output_dir")
 
 
+def test_check_and_launch_start_nothing(slm2: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is that of as many processes as are named, or as there are; a dry run also writes the scripts, where it is told to."""
+    path, words = write_config(tmp_path), ["--train.steps", "3"]
+    code, one, err = slm2("train", path, *words, "--check")
+    assert (code, err) == (0, "")
+    assert one.startswith("processes   1 = 1 node of 1; single\nbatch       256 tokens = ")
+    assert slm2("train", path, *words, "--check", "--gpus", "2", "--gpu", "a100-40gb")[1].count(" of 40.0 on a100-40gb (planned)\n") == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    two = slm2("train", path, *words, "--check")[1]
+    assert two.startswith("processes   2 = 1 node of 2; zero1\n")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "letters.jsonl", path]
+    code, out, err = slm2(
+        "launch", path, *words, "--gpus", "2", "--dry-run", "--out", tmp_path / "out", "--sbatch", "qos=high", "--time", "1:00"
+    )
+    assert (code, err) == (0, "")
+    assert out == f"{two}nothing was started; to do it: sbatch {tmp_path}/out/slurm.sh\n"
+    assert (tmp_path / "out" / "torchrun.sh").read_text().endswith(f"-m slm2_minimal.train {path} --train.steps 3\n")
+    text = (tmp_path / "out" / "slurm.sh").read_text()
+    assert "#SBATCH --time=1:00\n" in text
+    assert "#SBATCH --qos=high\n" in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_launch_two_processes_here(tmp_path: Path) -> None:
+    """torchrun takes the place of the command, which so ends with its exit code."""
+    slm2 = Path(sys.executable).parent / "slm2"
+    words = [slm2, "launch", write_config(tmp_path), "--gpus", "2", "--train.global_batch_tokens", "512"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("processes   2 = 1 node of 2; zero1\n")
+    assert done.stdout.count("step 2/2") == 1
+    assert (tmp_path / "run" / "step-00000002" / "state.json").exists()
+
+
 @pytest.mark.parametrize(("steps", "code"), [("1", 0), ("0", 2)])
 def test_train_as_a_module(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, code: int) -> None:
     """`python -m slm2_minimal.train CONFIG ...`, the form that launchers want."""
@@ -203,7 +259,7 @@ def test_train_as_a_module(config: Path, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("slm2_minimal.train", run_name="__main__", alter_sys=True)
     assert stop.value.code == code
-    assert (tmp_path / "run" / "step-00000001" / "model.safetensors").exists() == (code == 0)
+    assert (tmp_path / "run" / "step-00000001" / "state.json").exists() == (code == 0)
 
 
 def test_the_installed_command_and_its_exit_code() -> None:
@@ -230,12 +286,29 @@ def test_generate(slm2: Run, run_folder: Path) -> None:
 def test_generate_takes_a_checkpoint_and_a_folder_for_transformers(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
     words = ("--prompt", "Dear", "--max-new-tokens", "8", "--temperature", "0")
     expected = slm2("generate", run_folder, *words)[1]
-    (checkpoint,) = run_folder.glob("step-*")
-    assert slm2("generate", checkpoint, *words) == (0, expected, "")
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
-    assert slm2("generate", tmp_path, "--tokenizer", "tiny", *words) == (0, expected, "")
-    says(slm2("generate", tmp_path, *words), 2, "tokenizer = 'arcade100k': has 100289 ids, the model 1024")
+    (saved,) = run_folder.glob("step-*")
+    assert slm2("generate", saved, *words) == (0, expected, "")
+    out = tmp_path / "out"
+    assert slm2("export", run_folder, out) == (0, f"{out}: 76,064 parameters in float32; its tokenizer is tiny\n", "")
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
+    assert slm2("generate", out, "--tokenizer", "tiny", *words) == (0, expected, "")
+    says(slm2("generate", out, *words), 2, "tokenizer = 'arcade100k': has 100289 ids, the model 1024")
+
+
+def test_export(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
+    """The weights of the checkpoint, in a format that `transformers` loads; in bfloat16 rounded to it. Nothing is written over."""
+    (saved,) = run_folder.glob("step-*")
+    weights = load_model(str(run_folder))[0].state_dict()
+    for dtype in (torch.float32, torch.bfloat16):
+        out = tmp_path / f"{dtype}"
+        assert slm2("export", saved, out, "--dtype", str(dtype).removeprefix("torch."))[0] == 0
+        written = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).state_dict()
+        assert written.keys() == weights.keys()
+        assert all(torch.equal(written[name], weight.to(dtype)) for name, weight in weights.items())
+    before = (out / "model.safetensors").read_bytes()
+    says(slm2("export", saved, out), 2, f"out = {str(out)!r}: is there already; name a new folder, or an empty one")
+    assert (out / "model.safetensors").read_bytes() == before
+    assert slm2("export", out, tmp_path / "again")[:2] == (0, f"{tmp_path}/again: 76,064 parameters in float32\n")
 
 
 def test_generate_without_a_prompt(slm2: Run, run_folder: Path) -> None:
@@ -247,7 +320,7 @@ def test_generate_without_a_prompt(slm2: Run, run_folder: Path) -> None:
 def test_generate_stops_at_the_end_of_text(slm2: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a vocabulary whose end of text is the id that greedy decoding draws first, nothing follows the prompt."""
     stopping = load_tokenizer("tiny")
-    model = StableLM2.from_pretrained(next(run_folder.glob("step-*")))
+    model, _ = load_model(str(run_folder))
     prompt = torch.tensor([stopping.encode("Dear")])
     stopping.eos_token_id = int(generate(model, prompt, 1, temperature=0)[0, -1])
     words = ("generate", run_folder, "--prompt", "Dear", "--temperature", "0", "--max-new-tokens", "8")
@@ -274,9 +347,11 @@ def test_generate_with_what_cannot_be(slm2: Run, run_folder: Path, words: list[s
 
 def test_generate_from_a_damaged_run(slm2: Run, tmp_path: Path) -> None:
     Trainer(RunConfig.load(write_config(tmp_path))).run()
-    weights = tmp_path / "run" / "step-00000002" / "model.safetensors"
+    (weights,) = (tmp_path / "run" / "step-00000002").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    says(slm2("generate", tmp_path / "run"), 2, "model.safetensors is missing or altered")
+    says(slm2("generate", tmp_path / "run"), 2, f"{weights.name} is missing or altered")
+    says(slm2("export", tmp_path / "run", tmp_path / "out"), 2, f"{weights.name} is missing or altered")
+    assert not (tmp_path / "out").exists()
     says(slm2("generate", tmp_path), 2, "config.json")
 
 
@@ -292,7 +367,7 @@ def test_doctor(slm2: Run) -> None:
 
 def test_a_run_that_blows_up(slm2: Run, tmp_path: Path) -> None:
     result = slm2("train", write_config(tmp_path), "--schedule.peak_rate", "1e36", "--train.prompts", "[]", "--train.validate_every", "9")
-    says(result, 1, "TrainingError: loss = ", "not finite, nothing was updated")
+    says(result, 1, "TrainingError: loss = ", "not finite, again and again; nothing was updated")
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("out of memory"), OSError(28, "No space left on device")])

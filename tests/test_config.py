@@ -137,11 +137,50 @@ def test_tiny_has_the_stated_size() -> None:
 
 
 def test_presets() -> None:
-    assert preset_names() == ["stablelm-2-1_6b", "tiny"]
+    assert preset_names() == ["laptop", "stablelm-2-1_6b", "stablelm-2-1_6b-gpu", "stablelm-2-1_6b-node", "tiny"]
     for name in preset_names():
         run = RunConfig.preset(name)
         assert ModelConfig.preset(name) == run.model
         assert TrainConfig.preset(name) == run.train
+
+
+@pytest.mark.parametrize("name", ["stablelm-2-1_6b-node", "stablelm-2-1_6b-gpu"])
+def test_smaller_runs_of_the_reports_model(name: str) -> None:
+    run, full = RunConfig.preset(name), RunConfig.preset(FULL)
+    assert (run.model, run.optimizer) == (full.model, full.optimizer)
+    for field in ("tokenizer", "seq_len", "seed", "sources"):
+        assert getattr(run.data, field) == getattr(full.data, field)
+    assert (run.train.dtype, run.train.seed, run.schedule.kind) == ("bfloat16", 1234, "hybrid")
+    assert run.schedule.peak_rate / run.schedule.min_rate == pytest.approx(10)
+
+
+def test_how_long_the_smaller_runs_are() -> None:
+    """Of the node, about 20 tokens a parameter; of the one GPU, about a billion tokens."""
+    node, gpu = (RunConfig.preset(f"{FULL}-{name}") for name in ("node", "gpu"))
+    assert node.train.steps * node.train.global_batch_tokens / node.model.num_parameters() == pytest.approx(19.1, abs=0.1)
+    assert gpu.train.steps * gpu.train.global_batch_tokens == pytest.approx(1.05e9, rel=0.01)
+    assert (node.parallel.strategy, gpu.parallel.strategy) == ("zero1", "single")
+
+
+def test_the_laptop_trains_the_tiny_model_on_its_sources() -> None:
+    """As many tokens as tiny, in batches that two processes can share."""
+    laptop, tiny = RunConfig.preset("laptop"), RunConfig.preset("tiny")
+    assert (laptop.model, laptop.optimizer, laptop.data.sources) == (tiny.model, tiny.optimizer, tiny.data.sources)
+    assert laptop.train.steps * laptop.train.global_batch_tokens == tiny.train.steps * tiny.train.global_batch_tokens
+    assert laptop.train.global_batch_tokens % (2 * laptop.train.micro_batch_size * laptop.data.seq_len) == 0
+    assert laptop.data.prepared is not None
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_schedules_have_the_reports_proportions(name: str) -> None:
+    """Warm-up over 1.8% of the period, which is 1.08 times the run, and cooldown over the run's last 16%."""
+    schedule, steps = ScheduleConfig.preset(name), TrainConfig.preset(name).steps
+    assert schedule.cooldown_start is not None
+    assert schedule.cooldown_steps is not None
+    assert schedule.decay_steps == round(1.08 * steps)
+    assert schedule.warmup_steps == round(0.018 * schedule.decay_steps)
+    assert schedule.cooldown_steps == round(0.16 * steps)
+    assert schedule.cooldown_start + schedule.cooldown_steps == steps
 
 
 # Frozen values and copies
@@ -162,7 +201,7 @@ def test_replace_makes_a_checked_copy() -> None:
     assert "model.num_hidden_layers = 0" in complaint(lambda: model.replace(num_hidden_layers=0))
 
 
-@pytest.mark.parametrize("name", ["tiny", FULL])
+@pytest.mark.parametrize("name", preset_names())
 def test_round_trip_through_a_dictionary_and_json(name: str) -> None:
     run = RunConfig.preset(name)
     assert RunConfig.from_dict(run.to_dict()) == run
@@ -270,7 +309,7 @@ def test_unknown_preset_names_the_known_ones() -> None:
     for call in (lambda: RunConfig.preset("tony"), lambda: ModelConfig.preset("tony"), lambda: RunConfig.load("tony")):
         message = complaint(call)
         assert message.startswith("preset = 'tony'")
-        assert "stablelm-2-1_6b, tiny" in message
+        assert ", ".join(preset_names()) in message
 
 
 def test_a_preset_is_no_way_out_of_its_folder() -> None:

@@ -1,8 +1,8 @@
 """Typed, frozen configurations and the errors that a user can cause.
 
 This is the root of the package: it imports nothing of ours. A run is described by one TOML file with a table per section
-(`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[prepare]`, `[parallel]`, `[train]`); the toy and the full run differ in that file only. Unknown
-keys are refused, so that a misspelt one cannot be ignored in silence.
+(`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[prepare]`, `[parallel]`, `[train]`); the toy and the full run differ in that file
+only. Unknown keys are refused, so that a misspelt one cannot be ignored in silence.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from slm2_minimal.config.section import did_you_mean, section
 
 __all__ = [
     "PRESET_DIR", "CheckpointError", "ConfigError", "DataConfig", "DataError", "MissingExtraError", "ModelConfig", "OptimizerConfig",
-    "ParallelConfig", "PrepareConfig", "RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig", "UserError", "parse_overrides",
-    "preset_names", "preset_path", "read_toml", "whole_file",
+    "ParallelConfig", "PrepareConfig", "RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig", "UserError",
+    "parse_overrides", "preset_names", "preset_path", "read_toml", "whole_file",
 ]  # fmt: skip
 
 PositiveInt = Annotated[int, Field(gt=0)]

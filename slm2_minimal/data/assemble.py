@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from slm2_minimal.config import ConfigError, DataConfig, DataError
+from slm2_minimal.config import ConfigError, DataConfig, DataError, RunConfig
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.mixture import temperature_shares
 from slm2_minimal.data.packing import Stream, TokenStream
 from slm2_minimal.data.shards import open_prepared
 from slm2_minimal.data.units import read_source
 from slm2_minimal.text.corpus import Document, is_validation
-from slm2_minimal.text.tokenizer import Tokenizer
+from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 
 TokenCounts = Int[np.ndarray, " V"]
 
@@ -29,6 +29,17 @@ class Assembled:
     loader: Loader
     held_out: dict[str, TokenStream]
     token_counts: dict[str, TokenCounts]
+
+
+def fitting_tokenizer(config: RunConfig) -> Tokenizer:
+    """The run's tokenizer. Raises ConfigError where it has more ids than the model has rows."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size = {config.model.vocab_size}: the tokenizer {config.data.tokenizer!r} has {tokenizer.vocab_size} ids; "
+            "use at least as many"
+        )
+    return tokenizer
 
 
 def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:

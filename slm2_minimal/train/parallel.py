@@ -87,7 +87,12 @@ def parallelize(config: RunConfig, world: World, dtype: torch.dtype) -> Replica:
     Raises:
         ConfigError: the strategy does not fit the number of processes.
     """
-    strategy, ranks = resolve(config.parallel, world), config.parallel.tensor_parallel
+    strategy, ranks = resolve(config, world.size), config.parallel.tensor_parallel
+    if strategy != "single" and world.group is None:
+        raise ConfigError(
+            f"parallel.strategy = {strategy!r}: this is one process by itself; start it with torchrun --nproc-per-node N "
+            "-m slm2_minimal.train CONFIG, or use single"
+        )
     model = spread(config, world, dtype)
     model.to_empty(device=world.device)
     if config.model.tie_word_embeddings:  # to_empty makes two of one
@@ -107,7 +112,7 @@ def spread(config: RunConfig, world: World, dtype: torch.dtype) -> StableLM2:
     The order matters: tensor parallelism, checkpointing of activations, compilation per block, sharding. Memory, weights, the
     optimizer and a checkpoint come after.
     """
-    chosen, strategy = config.parallel, resolve(config.parallel, world)
+    chosen, strategy = config.parallel, resolve(config, world.size)
     mesh = _mesh(chosen, strategy, world) if strategy in SHARDED else None
     with torch.device("meta"):
         model = StableLM2(config.model)
@@ -123,16 +128,15 @@ def spread(config: RunConfig, world: World, dtype: torch.dtype) -> StableLM2:
     return model
 
 
-def resolve(config: ParallelConfig, world: World) -> str:
-    """The strategy, `auto` decided. Raises ConfigError where it does not fit the number of processes."""
-    strategy = config.strategy if config.strategy != "auto" else "single" if world.size == 1 else "zero1"
-    if strategy == "single" and world.size > 1:
-        raise ConfigError(f"parallel.strategy = 'single': is for one process, not {world.size}; use ddp, zero1, fsdp or hybrid")
-    if strategy != "single" and world.group is None:
-        raise ConfigError(
-            f"parallel.strategy = {strategy!r}: this is one process by itself; start it with torchrun --nproc-per-node N "
-            "-m slm2_minimal.train CONFIG, or use single"
-        )
+def resolve(config: RunConfig, processes: int) -> str:
+    """The strategy, `auto` decided. Raises ConfigError where it does not fit the number of processes or the model."""
+    strategy = config.parallel.strategy
+    if strategy == "auto":
+        strategy = "single" if processes == 1 else "zero1"
+    if strategy == "single" and processes > 1:
+        raise ConfigError(f"parallel.strategy = 'single': is for one process, not {processes}; use ddp, zero1, fsdp or hybrid")
+    if strategy in SHARDED and config.model.tie_word_embeddings:
+        raise ConfigError(f"model.tie_word_embeddings = true: cannot be sharded; use ddp instead of {strategy}")
     return strategy
 
 
@@ -151,8 +155,6 @@ def _mesh(config: ParallelConfig, strategy: str, world: World) -> DeviceMesh:
 
 def _shard(model: StableLM2, mesh: DeviceMesh, strategy: str, dtype: torch.dtype) -> None:
     """FSDP2 on every block, then on what is outside of them, which stays gathered between the forward and the backward pass."""
-    if model.config.tie_word_embeddings:
-        raise ConfigError(f"model.tie_word_embeddings = true: cannot be sharded; use ddp instead of {strategy}")
     # Inputs are not cast: the rotary angles must stay fp32.
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.model.layers:

@@ -50,3 +50,12 @@ def check_same_run(folder: Path, state: dict[str, Any], config: dict[str, Any]) 
         raise CheckpointError(
             f"{field} = {here!r}: the run in {str(folder.parent)!r} has {saved!r}; choose another --train.output_dir, or the same value"
         )
+
+
+def check_same_data(folder: Path, state: dict[str, Any], fingerprint: str) -> None:
+    """Raise CheckpointError where the data is not what the checkpoint was trained on."""
+    if state["data_fingerprint"] != fingerprint:
+        raise CheckpointError(
+            f"data = {fingerprint}: not the data that {str(folder)!r} was trained on ({state['data_fingerprint']}); "
+            "use the same sources, weights, tokenizer, seq_len and seed"
+        )

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
-from slm2_minimal.data.assemble import assemble
+from slm2_minimal.config import ConfigError, RunConfig
+from slm2_minimal.data.assemble import assemble, fitting_tokenizer
 from slm2_minimal.data.loader import Batch
 from slm2_minimal.inference.generate import generate
-from slm2_minimal.text.tokenizer import load_tokenizer
 from slm2_minimal.train import checkpoint, resume
 from slm2_minimal.train.device import autocast, peak_rate, pick_device, pick_dtype, synchronize
 from slm2_minimal.train.guard import Guard
@@ -75,12 +74,7 @@ class Trainer:
         self.world = world or World(pick_device(config.train.device))
         self.device = self.world.device
         self.dtype: torch.dtype = self.world.gather(pick_dtype(config.train.dtype, self.device))[0]  # measured: let one decide
-        self.tokenizer = load_tokenizer(config.data.tokenizer)
-        if self.tokenizer.vocab_size > config.model.vocab_size:
-            raise ConfigError(
-                f"model.vocab_size = {config.model.vocab_size}: the tokenizer {config.data.tokenizer!r} has "
-                f"{self.tokenizer.vocab_size} ids; use at least as many"
-            )
+        self.tokenizer = fitting_tokenizer(config)
         data = assemble(config.data, self.tokenizer)
         self.loader = data.loader
         self.sets = {
@@ -274,11 +268,7 @@ class Trainer:
     def _restore(self, folder: Path) -> None:
         """Weights, optimizer, step, data position and the guard's memory, if the data is the same."""
         state = self._load(folder)
-        if state["data_fingerprint"] != self.loader.fingerprint():
-            raise CheckpointError(
-                f"data = {self.loader.fingerprint()}: not the data that {str(folder)!r} was trained on ({state['data_fingerprint']}); "
-                "use the same sources, weights, tokenizer, seq_len and seed"
-            )
+        resume.check_same_data(folder, state, self.loader.fingerprint())
         dtype = str(self.dtype).removeprefix("torch.")
         if state["dtype"] != dtype and self.world.is_first:
             warnings.warn(f"{folder} was trained in {state['dtype']}, this goes on in {dtype}: not bitwise the same run", stacklevel=3)
