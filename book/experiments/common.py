@@ -25,6 +25,8 @@ TOY: dict[str, Any] = {
     "train.global_batch_tokens": 512,
     "train.micro_batch_size": 2,
     "train.device": "cpu",
+    "train.spike_sigmas": 0.0,  # every batch counts, whatever it does to the loss
+    "train.output_dir": "runs/experiments",  # nothing is written there
     "train.dtype": "float32",
 }
 
@@ -38,20 +40,21 @@ def validation_sets() -> dict[str, ValidationSet]:
 
 
 def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dict[str, Any]:
-    """Train the toy model and return its curve: per step the rate and the loss, and validation losses after the steps named.
+    """Train the toy model and return its curve: per step rate, loss and unclipped gradient norm; validation losses after the steps named.
 
     Nothing is written. `overrides` are those of `RunConfig.load("tiny", ...)`, with a double underscore for the dot.
     """
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
     trainer = Trainer(RunConfig.load("tiny", TOY | {"train.steps": steps} | changes))
-    rates, losses, validation = [], [], {}
+    rates, losses, norms, validation = [], [], [], {}
     started = time.perf_counter()
     for step in range(1, steps + 1):
         values = trainer.train_step()
         rates.append(float(f"{values['rate']:.4g}"))
         losses.append(round(values["loss"], 4))
+        norms.append(round(values["grad_norm"], 4))
         if step in validate_at:
             found = validation_losses(trainer.model, validation_sets(), torch.device("cpu"))
             validation[step] = {name: round(loss, 4) for name, loss in found.items()}
     print(f"  {changes}: {time.perf_counter() - started:.0f} s, loss {losses[-1]:.3f}", flush=True)
-    return {"rates": rates, "losses": losses, "validation": validation}
+    return {"rates": rates, "losses": losses, "grad_norms": norms, "validation": validation}
