@@ -407,6 +407,13 @@ def test_overrides_lie_over_a_preset_and_leave_the_rest(overrides: dict[str, int
     assert run.to_dict() == expected
 
 
+def test_overrides_are_not_changed_by_what_lies_over_them() -> None:
+    given: dict[str, Any] = {"data.sources": {"en": {"languages": ["en"]}}}
+    run = RunConfig.load("tiny", given | {"data.sources.en.max_epochs": 7.0})
+    assert run.data.sources["en"].max_epochs == 7.0
+    assert given == {"data.sources": {"en": {"languages": ["en"]}}}
+
+
 def test_an_override_adds_a_source() -> None:
     run = RunConfig.load("tiny", {"data.sources.web.path": "texts", "data.sources.web.weight": 5})
     assert run.data.sources["web"] == SourceConfig(path="texts", weight=5)

@@ -7,6 +7,7 @@ only. Unknown keys are refused, so that a misspelt one cannot be ignored in sile
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -357,7 +358,7 @@ class RunConfig:
         """
         tables = read_toml(source if Path(source).suffix == ".toml" else preset_path(str(source)))
         for key, value in (overrides or {}).items():
-            lay_over(tables, key, value)
+            lay_over(tables, key, copy.deepcopy(value))  # a later key may change a table that an earlier one gave
         return cls.from_dict(tables)
 
     @classmethod

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load as read_shards
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from slm2_minimal.config import CheckpointError, ModelConfig
+from slm2_minimal.config import CheckpointError, ModelConfig, whole_file
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.train.world import World
 
@@ -255,10 +255,8 @@ def _reason(error: BaseException) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _flush(part)
-    os.replace(part, path)
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 def _sha256(path: Path) -> str:

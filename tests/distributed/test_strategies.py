@@ -78,8 +78,9 @@ def reference(frozen: str) -> list[tuple[float, float]]:
     return curve(World(torch.device("cpu")), eval(frozen))
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    ("name", "size"), [(name, size) for name in STRATEGIES for size in (2, 4) if size == 4 or not {"hybrid", "tensor"} & set(name.split())]
+)
 def test_the_curve_of_one_process(name: str, size: int, ranks: Any, small_run: Make) -> None:
     """20 steps in fp32: losses to 1e-5 (they differ by the order of sums), norms to 1e-4, and every rank knows the same."""
     tables = small_run(**MODEL).to_dict() | {"parallel": STRATEGIES[name]}
