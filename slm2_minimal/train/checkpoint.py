@@ -6,6 +6,7 @@ Every tensor is named as in the model, so that ranks of another number or strate
 a file system that all ranks see, and renamed when all of it is there; a crash leaves the ones before untouched.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,16 +34,17 @@ from slm2_minimal.train.world import World
 # One process is no oversight here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
-STATE, BEST = "state.json", "best.json"
+STATE, BEST, FAILED = "state.json", "best.json", "failed"
+NOT_SIGNED = "another rank could not write its part"
 MODEL, OPTIMIZER = "model/", "optimizer/"  # before a tensor's name: model/lm_head.weight, optimizer/lm_head.weight/exp_avg
 
 
 class Checkpointer:
     """Writes the checkpoints of one run. Every rank has one and calls the same methods in the same order."""
 
-    def __init__(self, run: Path, world: World, keep: int) -> None:
-        """Of the checkpoints in the folder `run`, the newest `keep` are kept, and the best."""
-        self.run, self.world, self.keep = run, world, keep
+    def __init__(self, run: Path, world: World, keep: int, spared: Iterable[int] = ()) -> None:
+        """Of the checkpoints in the folder `run`, the newest `keep` are kept, the best, and those of the steps `spared`."""
+        self.run, self.world, self.keep, self.spared = run, world, keep, set(spared)
         # The writing thread has a group of its own: messages of two threads on one group would be taken for each other's.
         self._group = None if world.group is None else dist.new_group(backend="gloo")
         self._thread: threading.Thread | None = None
@@ -53,8 +55,8 @@ class Checkpointer:
         self.wait()
         part = self.run / f".step-{step:08d}.part"
         if self.world.is_first:
-            for left in self.run.glob(".step-*.part"):
-                shutil.rmtree(left)
+            for left in (*self.run.glob(".step-*.part"), *self.run.glob(".old-*")):
+                shutil.rmtree(left, ignore_errors=True)
             part.mkdir(parents=True)
         self.world.wait()
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
@@ -67,25 +69,40 @@ class Checkpointer:
                 self._sign(part)
                 if self.world.is_first:
                     self._publish(part, {"step": step, **state}, best)
-            except BaseException as error:  # told by `check` in the thread that trains
+            except BaseException as error:  # told by `wait` in the thread that trains
                 self._error = error
+                with contextlib.suppress(OSError):
+                    (part / FAILED).touch()  # for the first rank, which waits for every digest
 
         self._thread = threading.Thread(target=finish, daemon=True)
         self._thread.start()
 
-    def check(self) -> None:
-        """Raise what went wrong in the background since the last call."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise OSError(f"writing a checkpoint into {str(self.run)!r} failed: {_reason(error)}; the ones before are intact") from error
+    @property
+    def failed(self) -> bool:
+        """Whether something went wrong in the background on this rank; `wait`, called by all of them, tells."""
+        return self._error is not None
 
     def wait(self) -> None:
-        """Until the last save is published, on every rank."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            self.check()
-            self.world.wait()
+        """Until the last save is published, on every rank.
+
+        Raises:
+            OSError: it was not, on every rank alike; the checkpoints before are intact.
+        """
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread, error, self._error = None, self._error, None
+        reasons = self.world.gather(None if error is None else _reason(error))
+        for rank, reason in enumerate(reasons):
+            if reason is not None and reason != NOT_SIGNED:
+                raise OSError(f"writing a checkpoint into {str(self.run)!r} failed on rank {rank}: {reason}; the ones before are intact")
+
+    def settle_best(self, best: dict[str, Any]) -> dict[str, Any]:
+        """`best` as a resumed run has it, if its checkpoint is still there; BEST is made to say the same."""
+        there = self.world.gather(bool(best) and (self.run / f"step-{best['step']:08d}" / STATE).exists())[0]
+        if there and self.world.is_first:
+            _write_json(self.run / BEST, best)
+        return best if there else {}
 
     def _sign(self, part: Path) -> None:
         """Have the disk hold this rank's file, and leave its digest for the first rank."""
@@ -100,6 +117,8 @@ class Checkpointer:
         """Wait for every rank's digests, write STATE, give the folder its name, and remove what is not kept."""
         signed = [part / f"rank-{rank:05d}.json" for rank in range(self.world.size)]
         while not all(file.exists() for file in signed):
+            if (part / FAILED).exists():
+                raise OSError(NOT_SIGNED)
             time.sleep(0.05)
         digests = {name: digest for file in signed for name, digest in json.loads(file.read_text(encoding="utf-8")).items()}
         for file in signed:
@@ -112,7 +131,7 @@ class Checkpointer:
         _flush(self.run)
         if best:
             _write_json(self.run / BEST, best)
-        prune(self.run, self.keep, [self.run / f"step-{best['step']:08d}"] if best else [])
+        prune(self.run, self.keep, self.spared | ({best["step"]} if best else set()))
 
 
 def steps(run: Path) -> list[Path]:
@@ -120,12 +139,13 @@ def steps(run: Path) -> list[Path]:
     return sorted(path for path in run.glob("step-*") if (path / STATE).exists())
 
 
-def prune(run: Path, keep: int, always: Iterable[Path] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and those in `always`."""
-    spared = {path.name for path in always}
+def prune(run: Path, keep: int, always: Iterable[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and those of the steps `always`."""
+    spared = {f"step-{step:08d}" for step in always}
     for old in steps(run)[:-keep]:
         if old.name not in spared:
-            shutil.rmtree(old)
+            hidden = old.rename(run / f".old-{old.name}")  # at once, so that none is ever seen half removed
+            shutil.rmtree(hidden, ignore_errors=True)  # a file that somebody reads may have to stay for now
 
 
 def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
@@ -159,7 +179,11 @@ def _read_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
             f"checkpoint = {str(folder)!r}: {STATE} is damaged; remove this folder to go on from the one before"
         ) from None
     for name in sorted(digests)[rank::size]:
-        if not (folder / name).exists() or _sha256(folder / name) != digests[name]:
+        try:
+            intact = _sha256(folder / name) == digests[name]
+        except OSError:
+            intact = False
+        if not intact:
             raise CheckpointError(
                 f"checkpoint = {str(folder)!r}: {name} is missing or altered; remove this folder to go on from the one before"
             )
@@ -190,7 +214,8 @@ def load_model(path: str) -> tuple[StableLM2, str | None]:
     if not (folder / STATE).exists() and (found := steps(folder)):
         folder = found[-1]
         if (folder.parent / BEST).exists():
-            folder = folder.parent / f"step-{json.loads((folder.parent / BEST).read_text())['step']:08d}"
+            best = folder.parent / f"step-{json.loads((folder.parent / BEST).read_text())['step']:08d}"
+            folder = best if (best / STATE).exists() else folder
     if not (folder / STATE).exists():
         return StableLM2.from_pretrained(path), None
     state = read_state(folder)

@@ -2,7 +2,8 @@
 
 The policy is skip and rewind: the batch of a bad step is passed over, so the data position moves on and the step does not. After
 MAX_SKIPS bad batches in a row the weights themselves are suspected: the run goes back to its newest checkpoint, and still the data
-position moves on. After MAX_REWINDS of those without WINDOW good steps between them, the run ends.
+position moves on. After MAX_REWINDS of those without WINDOW good steps between them, the run ends; a process that is started again counts
+anew.
 """
 
 import math

@@ -39,7 +39,7 @@ class RunLog:
         self.tracker = _wandb_run(folder, project) if project is not None else None
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= start_step]
+            kept = [line for line in self.path.read_text(encoding="utf-8").split("\n") if _step(line) <= start_step]
             part = self.path.with_suffix(".part")
             part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(part, self.path)

@@ -56,6 +56,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
             norm = norm.sqrt()
         norms.append(norm)
     total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    if any(mesh is not None and mesh.ndim > 1 for mesh, _ in kinds):
+        dist.all_reduce(total)  # groups that reduced apart may differ in the last bit: all go on with the mean, or with NaN
+        total /= dist.get_world_size()
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for gradients in kinds.values():
         torch._foreach_mul_(gradients, factor)

@@ -6,7 +6,9 @@ fsdp: weights are gathered for each block when it is needed, gradients reduced a
 ranks, repeated, and summed among the repetitions once a step. The last three are torch's FSDP2 with other moments of gathering and
 reducing, and all of them keep parameters as DTensors. `tensor_parallel` ranks each have a slice of every matrix of the blocks.
 
-The loss is divided by the global count of valid tokens before its backward pass, so gradients are summed everywhere and never averaged.
+What is not sliced under tensor parallelism (embedding, norms, head) is reduced by each column of ranks for itself, and may differ
+among them by rounding. The loss is divided by the global count of valid tokens before its backward pass, so gradients are summed
+everywhere and never averaged.
 """
 
 from collections.abc import Iterator

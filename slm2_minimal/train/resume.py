@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, and whether it may."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,28 @@ FREE = {
 }  # fmt: skip
 
 
-def newest(run: Path, world: World) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint in the folder `run`, and its state; a damaged one is passed over with a warning.
+def newest(run: Path, world: World, *, set_aside: bool = False) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint in the folder `run`, and its state; damaged ones are passed over with a warning.
+
+    With `set_aside` those are given another name, so that they are not taken for one of the newest that are kept.
 
     Raises:
         CheckpointError: there are some, and every one is damaged.
     """
-    found = checkpoint.steps(run)
+    found, damaged = world.gather(checkpoint.steps(run))[0], []  # one rank's list: on a network file system others may see an older one
     for folder in reversed(found):
         try:
-            return folder, checkpoint.read_state(folder, world)
+            state = checkpoint.read_state(folder, world)
         except CheckpointError as error:
+            damaged.append(folder)
             if world.is_first:
                 warnings.warn(f"{error}; trying the one before", stacklevel=2)
+            continue
+        if set_aside and world.is_first:
+            for other in damaged:
+                shutil.rmtree(run / f"damaged-{other.name}", ignore_errors=True)
+                other.rename(run / f"damaged-{other.name}")
+        return folder, state
     if found:
         raise CheckpointError(f"train.output_dir = {str(run)!r}: every checkpoint is damaged; remove the folder to start again")
     return None

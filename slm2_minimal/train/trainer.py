@@ -75,14 +75,23 @@ class Trainer:
         self.device = self.world.device
         self.dtype: torch.dtype = self.world.gather(pick_dtype(config.train.dtype, self.device))[0]  # measured: let one decide
         self.tokenizer = fitting_tokenizer(config)
+        if config.train.prompts and not 0 < config.train.sample_tokens < config.model.max_position_embeddings:
+            raise ConfigError(
+                f"train.sample_tokens = {config.train.sample_tokens}: must leave room for a prompt in the context, "
+                f"model.max_position_embeddings = {config.model.max_position_embeddings}"
+            )
+        if not all(config.train.prompts):
+            raise ConfigError("train.prompts: one of them is empty; give it a word to go on from, or leave it out")
         data = assemble(config.data, self.tokenizer)
         self.loader = data.loader
+        rows = max(config.train.micro_batch_size, 4096 // config.data.seq_len)  # short rows are scored faster in batches
         self.sets = {
-            language: ValidationSet.build(held_out, data.token_counts[language], config.data.seq_len, rows=16)
+            language: ValidationSet.build(held_out, data.token_counts[language], config.data.seq_len, rows)
             for language, held_out in data.held_out.items()
             if language in data.token_counts
         }
         self.rows = config.train.global_batch_tokens // config.data.seq_len
+        self._stages = [stage.start_tokens // config.data.seq_len for stage in config.data.stages]
         self.loader.mixture.check(config.train.steps * self.rows)
         self.replica = parallelize(config, self.world, self.dtype)
         self.model = self.replica.model
@@ -94,7 +103,9 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.guard = Guard(config.train.spike_sigmas)
         self.run_dir = Path(config.train.output_dir)
-        self.checkpoints = checkpoint.Checkpointer(self.run_dir, self.world, config.train.keep_checkpoints)
+        # The checkpoint before the cooldown stays: other ends can be put to the run from there.
+        spared = [] if config.schedule.cooldown_start is None else [config.schedule.cooldown_start]
+        self.checkpoints = checkpoint.Checkpointer(self.run_dir, self.world, config.train.keep_checkpoints, spared)
         self._log: RunLog | None = None
         self._signals = StopSignals()
         self._batches: Iterator[Batch] | None = None
@@ -115,8 +126,8 @@ class Trainer:
                 if self.step == 0:
                     self._sample()
                 self._loop()
-            if self.step < train.steps:
                 self.checkpoints.wait()
+            if self.step < train.steps:
                 self._say(f"stopped after step {self.step}; the same command goes on from there")
                 return
             self._conclude()
@@ -132,6 +143,8 @@ class Trainer:
             TrainingError: there is nothing left to go back to; model and optimizer are as before the step.
         """
         while True:
+            if any(self.position <= start < self.position + self.rows for start in self._stages):
+                self.guard.restore([])  # other data has another loss
             loss, norm = self._gradients()
             objection = self.guard.objection(loss, norm)
             self.position += self.rows
@@ -155,8 +168,10 @@ class Trainer:
             self._batches = self.loader.batches(self.position, self.rows, *place, workers=workers)
         batch = next(self._batches)
         alike = self.world.size // replica.data_size  # ranks of tensor parallelism read the same rows
-        valid, stopping = self.world.sum(batch.valid_tokens, self._signals.received)
+        valid, stopping, failed = self.world.sum(batch.valid_tokens, self._signals.received, self.checkpoints.failed)
         self.stopping = stopping > 0
+        if failed:
+            self.checkpoints.wait()  # raises, on every rank
         loss = accumulate_gradients(
             replica.forward, batch.split(self.config.train.micro_batch_size), self.device, replica.autocast_dtype,
             round(valid) // alike, replica.micro_batch,
@@ -173,13 +188,13 @@ class Trainer:
         first = self.position - self.rows
         values = {"loss": str(loss), "grad_norm": str(norm), "first": first, "rows": self.rows, "why": objection}
         self._write("skip", values)
-        self._say(f"step {self.step} | passed over the batch at data position {first}: {objection} (loss {loss}, grad norm {norm})")
+        self._say(f"step {self.step} | passed over the batch at data position {first}: {objection} (loss {loss:.3f}, grad norm {norm:.2f})")
         if not self.guard.skip():
             return
         position, step = self.position, self.step
         if not self.guard.rewind() or not self._rewind():
             raise TrainingError(
-                f"loss = {loss}, gradient norm = {norm} at step {step} (data position {first}): {objection}, again and again; "
+                f"loss = {loss:.3f}, gradient norm = {norm:.2f} at step {step} (data position {first}): {objection}, again and again; "
                 "nothing was updated and checkpoints are intact. Lower schedule.peak_rate, or look at those batches"
             )
         self.position, self._batches = position, None
@@ -211,7 +226,6 @@ class Trainer:
                 self._validate()
             if self.step % train.save_every == 0 or self.step == train.steps or self.stopping:
                 self._save()
-            self.checkpoints.check()
             clock += time.perf_counter() - paused  # validation and saving are not training throughput
 
     def _where_we_are(self, rate: float) -> dict[str, float]:
@@ -253,20 +267,21 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest good checkpoint in `output_dir`, or branch from `train.start_from`."""
-        found = resume.newest(self.run_dir, self.world)
+        found = resume.newest(self.run_dir, self.world, set_aside=True)
         if found is not None:
             resume.check_same_run(*found, self.config.to_dict())
             self._restore(found[0])
-            self.best, self.saved_step = found[1]["best"], self.step
+            self.best, self.saved_step = self.checkpoints.settle_best(found[1]["best"]), self.step
         elif self.config.train.start_from is not None:
             self._restore(Path(self.config.train.start_from))
 
     def _rewind(self) -> bool:
         """Put weights, optimizer and step back to the newest checkpoint of this run; false where there is none."""
         self.checkpoints.wait()
-        found = resume.newest(self.run_dir, self.world)
+        found = resume.newest(self.run_dir, self.world, set_aside=True)
         if found is not None:
             self._restore(found[0])
+            self.saved_step = self.step
         return found is not None
 
     def _restore(self, folder: Path) -> None:
@@ -312,7 +327,6 @@ class Trainer:
 
     def _conclude(self) -> None:
         """Load the best checkpoint back, say how far below the unigram each language lies, and write."""
-        self.checkpoints.wait()
         if self.best:
             self._load(self.run_dir / f"step-{self.best['step']:08d}")
             self._say(f"best checkpoint: step {self.best['step']}, mean validation loss {self.best['mean']:.3f} nats per token")

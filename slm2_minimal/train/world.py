@@ -51,11 +51,9 @@ class World:
             torch.cuda.set_device(chosen)
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
-        try:
-            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-            yield cls(chosen, rank, size, local_size, dist.new_group(backend="gloo"))
-        finally:
-            dist.destroy_process_group()
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        yield cls(chosen, rank, size, local_size, dist.new_group(backend="gloo"))
+        dist.destroy_process_group()  # not after an error: it may wait for ranks that wait for this one
 
     @property
     def is_first(self) -> bool:

@@ -19,17 +19,17 @@ Make = Callable[..., RunConfig]
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().rstrip("\n").split("\n")]
 
 
 def test_one_line_in_both_files(tmp_path: Path) -> None:
     log = RunLog(tmp_path, 0)
     log.write(3, "validation", {"loss": {"en": 1.5, "de": 2.5}, "mean": 2.0})
-    log.write(3, "sample", {"text": "é"})
+    log.write(3, "sample", {"text": "é\u2028ü"})
     log.close()
     assert records(tmp_path) == [
         {"step": 3, "kind": "validation", "loss": {"en": 1.5, "de": 2.5}, "mean": 2.0},
-        {"step": 3, "kind": "sample", "text": "é"},
+        {"step": 3, "kind": "sample", "text": "é\u2028ü"},
     ]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert board.Scalars("validation/loss/de")[0].value == 2.5

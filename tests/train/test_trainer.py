@@ -243,14 +243,64 @@ def test_a_spike_of_the_loss_is_passed_over_and_remembered(small_run: Make) -> N
     assert_bitwise(weights(whole), weights(second))
 
 
-def test_retention_keeps_the_newest_and_the_best(small_run: Make) -> None:
-    config = small_run(**{"train.save_every": 2, "train.validate_every": 4, "train.keep_checkpoints": 2})
+def test_retention_keeps_the_newest_the_best_and_the_one_before_the_cooldown(small_run: Make) -> None:
+    config = small_run(**{"train.save_every": 2, "train.validate_every": 4, "train.keep_checkpoints": 2, "schedule.cooldown_start": 14})
     Trainer(config).run()
     run = Path(config.train.output_dir)
     best = json.loads((run / "best.json").read_text())["step"]
     kept = {int(folder.name[-8:]) for folder in checkpoint.steps(run)}
-    assert {18, 20} <= kept <= {18, 20, best}
-    assert best in kept
+    assert kept == {14, 18, 20, best}
+    assert not list(run.glob(".*step*"))
+
+
+def test_the_best_is_what_a_resumed_run_knows(small_run: Make) -> None:
+    """After a crash between a checkpoint and the note of the best, or with the best one gone."""
+    config = small_run()
+    Trainer(config).run()
+    run = Path(config.train.output_dir)
+    best = json.loads((run / "best.json").read_text())
+    (run / "best.json").write_text(json.dumps({"step": 1}))
+    assert checkpoint.load_model(str(run))[1] == "tiny", "a note of one that is gone leads to the newest"
+    trainer = Trainer(config)
+    trainer._resume()
+    assert trainer.best == json.loads((run / "best.json").read_text()) == best
+    assert trainer.checkpoints.settle_best(best | {"step": 1}) == {}
+
+
+def test_damaged_checkpoints_are_not_among_those_that_are_kept(small_run: Make) -> None:
+    """Else, with one to keep, it would be the damaged one."""
+    config = small_run(**{"train.save_every": 5, "train.validate_every": 1000})
+    Trainer(config).run()
+    run = Path(config.train.output_dir)
+    (run / "step-00000020" / SHARD).write_bytes(b"")
+    again = Trainer(small_run(**{"train.validate_every": 1000, "train.keep_checkpoints": 1}))
+    with pytest.warns(UserWarning, match="trying the one before"):
+        again._resume()
+    again.train_step()
+    again._save()
+    again.checkpoints.wait()
+    assert {folder.name for folder in checkpoint.steps(run)} == {"step-00000016"}
+    checkpoint.read_state(run / "step-00000016")
+
+
+def test_a_stage_of_other_data_is_no_spike(small_run: Make) -> None:
+    """The guard forgets the losses of the stage before."""
+    stage = {"start_tokens": 32 * 8 * 5, "weights": {"en": 1, "math": 3}}
+    trainer = Trainer(whole_batches(small_run, **{"data.stages": [stage]}))
+    for _ in range(5):
+        trainer.train_step()
+    assert len(trainer.guard.losses) == 5
+    trainer.train_step()
+    assert len(trainer.guard.losses) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"train.sample_tokens": 64}, r"train\.sample_tokens = 64: must leave room"), ({"train.prompts": ["a", ""]}, r"train\.prompts: one")],
+)
+def test_prompts_that_cannot_be(changes: dict[str, object], message: str, small_run: Make) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Trainer(small_run(**changes))
 
 
 def test_vocabulary_mismatch(small_run: Make) -> None:
