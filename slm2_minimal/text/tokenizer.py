@@ -13,6 +13,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ ARCADE_PATTERN = "|".join(
     ]
 )
 _FIRST_SPECIAL = 100_257
+_END_OF_TEXT = "<|endoftext|>"
 _SPECIAL_NAMES = [
-    "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<gh_stars>", "<filename>", "<issue_start>",
+    _END_OF_TEXT, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<gh_stars>", "<filename>", "<issue_start>",
     "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>", "<empty_output>",
     "<commit_before>", "<commit_msg>", "<commit_after>", "<reponame>", "<|endofprompt|>", "<|im_start|>", "<|im_end|>", "<|pause|>",
     *(f"<|reg{i}|>" for i in range(8)), "<|extra0|>",
@@ -84,6 +86,10 @@ class Tokenizer(ABC):
     def encode_array(self, text: str) -> UInt32[np.ndarray, " T"]:
         """`encode` as an array, for text that is in NFC already: what large amounts of text are tokenised with."""
         return np.asarray(self.encode(text), dtype=np.uint32)
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[UInt32[np.ndarray, " T"]]:
+        """`encode_array` of every text; the arrays may be views of one, which stays in memory with any of them."""
+        return [self.encode_array(text) for text in texts]
 
     def encode_stream(self, chunks: Iterable[str]) -> Iterator[int]:
         """The ids of the chunks' concatenation, holding back only what the next chunk could still change."""
@@ -157,7 +163,7 @@ class Arcade100k(Tokenizer):
     def __init__(self, ranks: dict[bytes, int]) -> None:
         self.encoding = _Encoding(self.name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens)
         self.vocab_size = self.encoding.n_vocab
-        self.eos_token_id = self.special_tokens["<|endoftext|>"]
+        self.eos_token_id = self.special_tokens[_END_OF_TEXT]
         self.fingerprint = RANKS_SHA256[:16]
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
@@ -169,6 +175,14 @@ class Arcade100k(Tokenizer):
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " T"]:
         return self.encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[UInt32[np.ndarray, " T"]]:
+        joined = "".join(text + _END_OF_TEXT for text in texts)  # cut there again, and one call costs less than many
+        if joined.count(_END_OF_TEXT) != len(texts):  # a text says it too, and means no special token
+            return super().encode_arrays(texts)
+        ids = self.encoding.encode_to_numpy(joined, allowed_special={_END_OF_TEXT}, disallowed_special=())
+        ends = np.flatnonzero(ids == self.eos_token_id).tolist()
+        return [ids[before + 1 : end] for before, end in pairwise([-1, *ends])]
 
     def token_bytes(self, token_id: int) -> bytes:
         try:

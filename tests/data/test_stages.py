@@ -59,6 +59,7 @@ def test_blanks_that_tiktoken_cannot_take_among_many_texts(arcade: Arcade100k) -
 @pytest.mark.parametrize(("batch", "quoted"), [(1, True), (3_000, True), (1 << 18, True), (1 << 18, False)])
 def test_a_unit_holds_its_documents(tmp_path: Path, arcade: Arcade100k, monkeypatch: Any, batch: int, quoted: bool) -> None:
     monkeypatch.setattr("slm2_minimal.data.minhash.BATCH", batch)
+    monkeypatch.setattr("slm2_minimal.data.stages.TOGETHER", 2)
     documents = load_corpus(languages=["de", "en"], domains=["letters"])
     if quoted:
         documents.insert(3, Document("quoted", "en", "", "", "The token <|endoftext|> closes a document."))
