@@ -122,24 +122,24 @@ def test_killed_at_any_moment_and_the_same_bytes_in_the_end(config: Make, tmp_pa
     changes: dict[str, Any] = {"prepare.benchmarks": {"quiz": str(benchmark)}}
     monkeypatch.setattr("slm2_minimal.data.units.MEGABYTE", 4_000)  # some twenty units
     changes["prepare.shard_megabytes"] = 1
+    began = time.monotonic()
     prepare(config("whole", **changes), quiet)
+    whole_takes = time.monotonic() - began
     expected = contents(tmp_path / "whole")
     script = (
         "import json, sys; from slm2_minimal.config import RunConfig; from slm2_minimal.data import units; units.MEGABYTE = 4_000; "
-        "from slm2_minimal.data.prepare import prepare; prepare(RunConfig.from_dict(json.loads(sys.argv[1])))"
+        "from slm2_minimal.data.prepare import prepare; print('ready', flush=True); prepare(RunConfig.from_dict(json.loads(sys.argv[1])))"
     )
     settings = json.dumps(config("broken", **changes).to_dict())
     rng, stood = random.Random(5), list[tuple[int, bool]]()
     for _ in range(40):
         process = subprocess.Popen(
-            [sys.executable, "-c", script, settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-c", script, settings], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        try:  # so long after the folder is there: before that, the process only imports
-            for _ in range(600):
-                if (tmp_path / "broken").exists() or process.poll() is not None:
-                    break
-                time.sleep(0.05)
-            process.wait(timeout=rng.uniform(0.1, 1.5) if len(stood) < 6 else 60)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            process.wait(timeout=rng.uniform(0.0, 0.4) * whole_takes if len(stood) < 6 else 60)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)  # with its worker processes
             process.wait()
