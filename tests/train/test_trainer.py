@@ -1,6 +1,5 @@
 """The loop as a user meets it: learns, resumes bitwise, refuses what does not fit, stops before a bad update, keeps the best."""
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -13,38 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from slm2_minimal.config import CheckpointError, ConfigError, DataError, RunConfig
 from slm2_minimal.data.prepare import prepare
 from slm2_minimal.train import checkpoint
 from slm2_minimal.train.schedule import learning_rate
 from slm2_minimal.train.trainer import Trainer, TrainingError
+from tests.train.runs import SHARD, assert_bitwise, final_files, losses, poison
 
 Make = Callable[..., RunConfig]
-SHARD = "shard-00001-model-00001-of-00001.safetensors"  # all of a checkpoint that one process writes
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-def assert_bitwise(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
-
-
-def losses(config: RunConfig) -> dict[int, float]:
-    lines = (Path(config.train.output_dir) / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    return {record["step"]: record["loss"] for record in records if record["kind"] == "train"}
-
-
-def final_files(config: RunConfig) -> dict[str, torch.Tensor]:
-    folder = Path(config.train.output_dir) / f"step-{config.train.steps:08d}"
-    tensors = load_file(folder / SHARD)
-    return {name: tensor.clone() for name, tensor in tensors.items()}  # not a view of a file that a test may alter
 
 
 def test_a_run_learns_logs_samples_and_keeps_the_best(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,96 +129,6 @@ def test_half_written_checkpoint_is_not_seen(small_run: Make) -> None:
     assert not part.exists()
 
 
-# Bad steps
-
-
-def poison(trainer: Trainer, *calls: int) -> None:
-    """Make the loss of these forward passes, counted from 1, not a number."""
-    count = itertools.count(1)
-
-    def hook(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        return output * float("nan") if next(count) in calls else output
-
-    trainer.model.model.norm.register_forward_hook(hook)
-
-
-def whole_batches(make: Make, name: str = "run", **changes: object) -> RunConfig:
-    """One forward pass a step."""
-    return make(name, **{"train.micro_batch_size": 8, "train.validate_every": 1000, "train.prompts": [], **changes})
-
-
-def test_a_bad_batch_is_passed_over(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """The data position moves on and the step does not: the run is bitwise that of a loader without the batch."""
-    trainer = Trainer(whole_batches(small_run))
-    poison(trainer, 4)
-    trainer.run()
-    out = capsys.readouterr().out
-    assert "step 3 | passed over the batch at data position 24: not finite (loss nan" in out
-    assert (trainer.step, trainer.position) == (20, 21 * 8)
-    other = Trainer(whole_batches(small_run, "other"))
-    for step in range(20):
-        if step == 3:
-            other.position, other._batches = 32, None
-        other.train_step()
-    assert_bitwise(weights(trainer), weights(other))
-    events = [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [(e["step"], e["first"], e["rows"]) for e in events if e["kind"] == "skip"] == [(3, 24, 8)]
-
-
-def test_bad_batches_in_a_row_send_the_run_back_to_its_checkpoint(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = Trainer(whole_batches(small_run))
-    poison(trainer, 13, 14, 15)  # steps 1 to 12 are good, the newest checkpoint is that of step 10
-    trainer.run()
-    out = capsys.readouterr().out
-    assert out.count("passed over") == 3
-    assert "step 12 | back to the checkpoint of step 10; the data goes on at position 120" in out
-    assert (trainer.step, trainer.position) == (20, 25 * 8)
-    other = Trainer(whole_batches(small_run, "other", **{"train.save_every": 1000}))
-    for step in range(20):
-        if step == 10:
-            other.position, other._batches = 120, None
-        other.train_step()
-    assert_bitwise(weights(trainer), weights(other))
-
-
-def test_a_run_that_stays_bad_ends_before_the_update(small_run: Make) -> None:
-    trainer = Trainer(whole_batches(small_run))
-    poison(trainer, *range(4, 100))
-    for _ in range(3):
-        trainer.train_step()
-    before = weights(trainer)
-    with pytest.raises(TrainingError, match=r"loss = nan.*at step 3 \(data position 40\): not finite, again and again"):
-        trainer.train_step()  # there is no checkpoint to go back to
-    assert_bitwise(before, weights(trainer))
-    assert trainer.step == 3
-    trainer._save()
-    with pytest.raises(TrainingError, match="again and again"):
-        trainer.train_step()
-    trainer.checkpoints.wait()
-    checkpoint.read_state(trainer.run_dir / "step-00000003")  # intact
-    assert trainer.position == 8 * (3 + 3 + 3 * 3), "a vain one, two rewinds, and the one too many: three bad batches each"
-
-
-def test_a_spike_of_the_loss_is_passed_over_and_remembered(small_run: Make) -> None:
-    """Also by a run that was resumed just before it."""
-    steps = {"train.steps": 60, "schedule.kind": "constant", "schedule.cooldown_start": None, "schedule.cooldown_steps": None,
-             "train.save_every": 40, "train.spike_sigmas": 4.0}  # fmt: skip
-
-    def spike(trainer: Trainer, at: int) -> None:
-        count = itertools.count(1)
-        trainer.model.model.norm.register_forward_hook(lambda m, a, out: out * (30.0 if next(count) == at else 1.0))
-
-    whole = Trainer(whole_batches(small_run, "whole", **steps))
-    spike(whole, 42)
-    whole.run()
-    Trainer(whole_batches(small_run, "parts", **steps | {"train.steps": 40})).run()
-    second = Trainer(whole_batches(small_run, "parts", **steps))
-    spike(second, 2)
-    second.run()
-    assert whole.position == second.position == 61 * 8
-    assert_bitwise(weights(whole), weights(second))
-
-
 def test_retention_keeps_the_newest_the_best_and_the_one_before_the_cooldown(small_run: Make) -> None:
     config = small_run(**{"train.save_every": 2, "train.validate_every": 4, "train.keep_checkpoints": 2, "schedule.cooldown_start": 14})
     Trainer(config).run()
@@ -281,17 +167,6 @@ def test_damaged_checkpoints_are_not_among_those_that_are_kept(small_run: Make) 
     again.checkpoints.wait()
     assert {folder.name for folder in checkpoint.steps(run)} == {"step-00000016"}
     checkpoint.read_state(run / "step-00000016")
-
-
-def test_a_stage_of_other_data_is_no_spike(small_run: Make) -> None:
-    """The guard forgets the losses of the stage before."""
-    stage = {"start_tokens": 32 * 8 * 5, "weights": {"en": 1, "math": 3}}
-    trainer = Trainer(whole_batches(small_run, **{"data.stages": [stage]}))
-    for _ in range(5):
-        trainer.train_step()
-    assert len(trainer.guard.losses) == 5
-    trainer.train_step()
-    assert len(trainer.guard.losses) == 1
 
 
 @pytest.mark.parametrize(
