@@ -39,11 +39,6 @@ def test_tiny_is_what_training_on_the_training_split_gives(tmp_path: Path) -> No
     assert (tmp_path / "tiny.model").read_bytes() == (PRESET_DIR / "tiny.model").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def some_texts() -> list[str]:
-    return [document.text for document in load_corpus(languages=["en"], limit=10)]
-
-
 def test_training_is_deterministic(tmp_path: Path, some_texts: list[str]) -> None:
     train_sentencepiece(some_texts, tmp_path / "a.model", 400)
     train_sentencepiece(iter(some_texts), tmp_path / "b.model", 400)
