@@ -19,8 +19,9 @@ from slm2_minimal.config import CheckpointError, ConfigError, RunConfig, whole_f
 from slm2_minimal.data.assemble import assemble, fitting_tokenizer
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.train import checkpoint, resume
+from slm2_minimal.train.memory import GPUS_PER_NODE, memory
 from slm2_minimal.train.parallel import resolve
-from slm2_minimal.train.planner import GPUS, GPUS_PER_NODE, RESERVE, memory
+from slm2_minimal.train.planner import GPUS, RESERVE
 from slm2_minimal.train.world import World
 
 MAX_RESTARTS = 3  # of a failed process, before a person should look at it

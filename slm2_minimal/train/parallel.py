@@ -29,9 +29,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from slm2_minimal.config import ConfigError, ParallelConfig, RunConfig
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.train.memory import SHARDED
 from slm2_minimal.train.world import World
 
-SHARDED = ("zero1", "fsdp", "hybrid")
 # What selective checkpointing keeps: the outputs of matrix products and of attention. All else is cheap to compute again.
 KEPT_OPS = (
     torch.ops.aten.mm.default,

@@ -23,8 +23,6 @@ from slm2_minimal.train.memory import (
 )
 from slm2_minimal.train.metrics import flops_per_token
 
-__all__ = ["GPU", "GPUS", "GPUS_PER_NODE", "RESERVE", "Plan", "communication", "memory", "plan", "table"]
-
 RESERVE = 2e9  # bytes kept free for the CUDA context, libraries' workspaces and fragmentation: assumption, not measured
 PUE = 1.1  # power of the data centre over that of the GPUs: the report's (secondary)
 KG_CO2_PER_KWH = 0.385  # unverified

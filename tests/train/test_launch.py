@@ -14,7 +14,8 @@ from slm2_minimal.config import RunConfig
 from slm2_minimal.data.prepare import prepare
 from slm2_minimal.train import checkpoint
 from slm2_minimal.train.launch import check
-from slm2_minimal.train.planner import GPUS, RESERVE, memory
+from slm2_minimal.train.memory import memory
+from slm2_minimal.train.planner import GPUS, RESERVE
 from slm2_minimal.train.trainer import Trainer
 from tests.complaints import complaint
 
