@@ -1,12 +1,12 @@
 """`slm2 prepare` against the floor: what tiktoken needs for the same text when nothing is read or written.
 
-    python benchmarks/prepare.py [--megabytes 128] [--rounds 3]
+    python benchmarks/prepare.py [--megabytes 104] [--rounds 9]
 
 The text is the embedded corpus, its paragraphs drawn anew into documents of six. Floors: two calls of tiktoken over the texts in memory,
 one by one, and the stage's own call, which gives tiktoken many texts at once; results thrown away, in one process, and in two at once,
 each on half. Ours: the stage that reads units, tokenises, and writes shards, with one worker and with two, timed whole, with the start of
-its processes; interleaved with the floors, medians. Then one whole preparation, from JSON Lines over duplicates to the manifest, stage by
-stage. One thread per process.
+its processes. All take turns, in another order every round; medians, and the fastest of each beside them. Then one whole preparation, from
+JSON Lines over duplicates to the manifest, stage by stage. One thread per process.
 """
 
 import argparse
@@ -17,7 +17,9 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
@@ -28,7 +30,12 @@ from slm2_minimal.data.minhash import batches
 from slm2_minimal.data.stages import cached_tokenizer, ingest_source, tokenise_unit
 from slm2_minimal.text.corpus import load_corpus
 
-CALLS = ("encode_ordinary", "encode_to_numpy", "encode_arrays")  # a list of ids, as most programs ask for; an array; the stage's own call
+CALLS = (
+    "encode_ordinary",
+    "encode_to_numpy",
+    "encode_documents",
+)  # a list of ids, as most programs ask for; an array; the stage's own call
+OURS = "tokenise and write"
 TEXTS: list[str] = []  # what the forked processes of the floor find in memory
 
 
@@ -48,9 +55,9 @@ def encode_slice(slice_: slice, call: str) -> tuple[float, float]:
     """When tiktoken began and ended with a part of the texts."""
     tokenizer, texts = cached_tokenizer("arcade100k"), TEXTS[slice_]
     begin = time.perf_counter()
-    if call == "encode_arrays":
+    if call == "encode_documents":
         for batch in batches(texts):
-            tokenizer.encode_arrays(batch)
+            tokenizer.encode_documents(batch)
     else:
         options = {"allowed_special": set(), "disallowed_special": ()} if call == "encode_to_numpy" else {}
         encode = getattr(tokenizer.encoding, call)  # type: ignore[attr-defined]
@@ -85,8 +92,8 @@ def run_with(run: RunConfig, workers: int) -> RunConfig:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=104)
+    parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     cached_tokenizer("arcade100k")
     with tempfile.TemporaryDirectory() as scratch:
@@ -98,20 +105,23 @@ def main() -> None:
             "data.prepared": str(folder / "stage"), "prepare.duplicates": "keep", "prepare.shard_megabytes": 13,
         }  # fmt: skip
         run = RunConfig.load("tiny", base)
-        seconds: dict[str, list[float]] = {}
-        for _ in range(options.rounds):
-            for workers in (1, 2):
-                for call in CALLS:
-                    seconds.setdefault(f"{call} alone, {workers} processes", []).append(floor(workers, call))
-                seconds.setdefault(f"tokenise and write, {workers} workers", []).append(stage(run, workers))
-        median = {name: statistics.median(values) for name, values in seconds.items()}
-        print(f"{size:.1f} MB in {len(TEXTS):,} documents, medians of {options.rounds}")
-        for workers in (1, 2):
-            ours = median[f"tokenise and write, {workers} workers"]
-            print(f"tokenise and write, {workers} workers {size / ours:14.2f} MB/s")
-            for call in CALLS:
-                alone = median[f"{call} alone, {workers} processes"]
-                print(f"{call:>16} alone, {workers} processes {size / alone:6.2f} MB/s, of which ours is {alone / ours:.1%}")
+        runs: dict[tuple[str, int], Callable[[], float]] = {}
+        for processes in (1, 2):
+            runs |= {(call, processes): partial(floor, processes, call) for call in CALLS}
+            runs[OURS, processes] = partial(stage, run, processes)
+        names, seconds = list(runs), {name: list[float]() for name in runs}
+        for number in range(options.rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                seconds[name].append(runs[name]())
+        print(f"{size:.1f} MB in {len(TEXTS):,} documents, MB/s: median of {options.rounds} (fastest), and what ours is of it")
+        for name, processes in names:
+            rates = [size / statistics.median(seconds[name, processes]), size / min(seconds[name, processes])]
+            ours = [size / statistics.median(seconds[OURS, processes]), size / min(seconds[OURS, processes])]
+            print(
+                f"{name:>18}, {processes} processes {rates[0]:6.2f} ({rates[1]:.2f})   "
+                f"{ours[0] / rates[0]:6.1%} ({ours[1] / rates[1]:.1%})",
+                flush=True,
+            )
         begin = time.perf_counter()
         whole = RunConfig.load("tiny", base | {"data.prepared": str(folder / "whole"), "prepare.duplicates": "near", "prepare.workers": 2})
         module.prepare(whole, print)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 IGNORE = -100  # the label of a position that is not to be learned; the same number as in `train.loss`
 
@@ -56,7 +56,19 @@ class TokenStream:
         arrays, end = [np.asarray(document, dtype=np.uint32) for document in documents if len(document)], np.asarray([eos], dtype=np.uint32)
         lengths = np.asarray([len(array) + 1 for array in arrays], dtype=np.int64)
         tokens = np.concatenate([np.zeros(0, dtype=np.uint32), *(part for array in arrays for part in (array, end))])
+        return cls.from_lengths(tokens, lengths, eos)
+
+    @classmethod
+    def from_lengths(cls, tokens: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " documents"], eos: int) -> "TokenStream":
+        """Documents that lie end to end already, of so many tokens each, `eos` included."""
         return cls(tokens, np.cumsum(lengths) - lengths, eos)
+
+    def only(self, chosen: Bool[np.ndarray, " documents"]) -> "TokenStream":
+        """The stream of some of its documents."""
+        if chosen.all():
+            return self
+        lengths = np.diff(self.starts, append=len(self.tokens))
+        return TokenStream.from_lengths(self.tokens[np.repeat(chosen, lengths)], lengths[chosen], self.eos)
 
     @classmethod
     def joined(cls, streams: Sequence["TokenStream"]) -> "TokenStream":

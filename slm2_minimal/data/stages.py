@@ -7,26 +7,27 @@ other unit, so any number of processes can share the work, on one machine (`prep
 import functools
 import itertools
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int, Shaped
 
 from slm2_minimal.config import DataConfig, PrepareConfig
 from slm2_minimal.data.decontaminate import BenchmarkIndex, Report, clean
 from slm2_minimal.data.dedup import write_keys
 from slm2_minimal.data.minhash import LSH, batches
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.data.shards import write_arrays, write_json, write_shard
+from slm2_minimal.data.shards import Shard, write_arrays, write_json, write_shard
 from slm2_minimal.data.units import Unit, ingest, read_unit
 from slm2_minimal.text.corpus import Document, is_validation, stream_corpus
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 
 WORK, STARTS = "work", "/starts"  # the second ends the names of the arrays that say where held-out documents start
-TOGETHER = 512  # texts whose ids are counted at once
+TOGETHER = 1 << 19  # ids that are counted at once
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def write_unit(job: Job, unit: Unit, documents: Iterable[Document]) -> dict[str,
         done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return done
     tokenizer, index = cached_tokenizer(job.data.tokenizer), benchmark_index(job)
-    contamination, numbers = Report(), Counter({"unique": 0, "documents": 0, "held_out": 0})
-    owners: list[tuple[str, bool]] = []  # of each text that stays: the language of its document, and whether that is held out
+    contamination, numbers = Report(), {"unique": 0, "documents": 0, "held_out": 0}
+    languages, held_out = list[str](), list[bool]()  # of each text that stays: its document's language, and whether that is held out
 
     def kept() -> Iterator[str]:
         for document, pieces in _cleaned(job, documents, index, contamination):
@@ -113,19 +114,15 @@ def write_unit(job: Job, unit: Unit, documents: Iterable[Document]) -> dict[str,
             if pieces:
                 held = is_validation(document.id, job.data.validation_percent)
                 numbers["held_out" if held else "documents"] += 1
-                owners.extend([(document.language, held)] * len(pieces))
+                languages.extend([document.language] * len(pieces))
+                held_out.extend([held] * len(pieces))
                 yield from pieces
 
-    arrays = [array for batch in batches(kept()) for array in tokenizer.encode_arrays(batch)]
-    trained: dict[str, list[np.ndarray]] = defaultdict(list)
-    held_out: dict[str, list[np.ndarray]] = defaultdict(list)
-    for array, (language, held) in zip(arrays, owners, strict=True):
-        (held_out if held else trained)[language].append(array)
-    order = [array for array, (_, held) in zip(arrays, owners, strict=True) if not held]
-    shard = write_shard(job.folder, unit.name, TokenStream.from_documents(order, tokenizer.eos_token_id))
-    counts = {language: _counts(texts, tokenizer) for language, texts in trained.items()}
-    write_arrays(job.work("counts") / f"{unit.name}.safetensors", counts)
-    _write_held_out(job.work("held_out") / f"{unit.name}.safetensors", held_out, tokenizer.eos_token_id)
+    encoded = [tokenizer.encode_documents([]), *map(tokenizer.encode_documents, batches(kept()))]
+    tokens, lengths = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
+    del encoded
+    texts = TokenStream.from_lengths(tokens, lengths, tokenizer.eos_token_id)
+    shard = _write_texts(job, unit, texts, np.array(languages, dtype=object), np.array(held_out, dtype=bool))
     done = {
         **numbers,
         "shard": asdict(shard),
@@ -152,20 +149,34 @@ def _cleaned(job: Job, documents: Iterable[Document], index: BenchmarkIndex | No
     return zip(ours, clean((document.text for document in theirs), index, job.config.contaminated, report), strict=True)
 
 
-def _counts(texts: list[np.ndarray], tokenizer: Tokenizer) -> np.ndarray:
-    """How often each id occurs, the end of text behind each text counted."""
-    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for begin in range(0, len(texts), TOGETHER):  # not all at once: to count them, NumPy makes eight bytes of every id
-        counts += np.bincount(np.concatenate(texts[begin : begin + TOGETHER]), minlength=tokenizer.vocab_size)
-    counts[tokenizer.eos_token_id] += sum(len(text) > 0 for text in texts)
+def _write_texts(
+    job: Job, unit: Unit, texts: TokenStream, languages: Shaped[np.ndarray, " texts"], held_out: Bool[np.ndarray, " texts"]
+) -> Shard:
+    """The shard of the texts that are not held out, the counts of its ids, and the held-out texts."""
+    full = np.diff(texts.starts, append=len(texts.tokens)) > 1  # an end of text alone teaches nothing
+    trained, held_out = full & ~held_out, full & held_out
+    stream = texts.only(trained)
+    shard = write_shard(job.folder, unit.name, stream)
+    vocab_size = cached_tokenizer(job.data.tokenizer).vocab_size
+    counts = {name: _counts(part.tokens, vocab_size) for name, part in _parts(stream, languages[trained])}
+    write_arrays(job.work("counts") / f"{unit.name}.safetensors", counts)
+    held = dict(_parts(texts.only(held_out), languages[held_out]))
+    arrays = {name: part.tokens for name, part in held.items()} | {name + STARTS: part.starts for name, part in held.items()}
+    write_arrays(job.work("held_out") / f"{unit.name}.safetensors", arrays)
+    return shard
+
+
+def _parts(texts: TokenStream, languages: Shaped[np.ndarray, " texts"]) -> Iterator[tuple[str, TokenStream]]:
+    """The texts of each language."""
+    return ((language, texts.only(languages == language)) for language in sorted(set(languages)))
+
+
+def _counts(tokens: Int[np.ndarray, " N"], vocab_size: int) -> Int[np.ndarray, " V"]:
+    """How often each id occurs."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for begin in range(0, len(tokens), TOGETHER):  # not all at once: to count them, NumPy makes eight bytes of every id
+        counts += np.bincount(tokens[begin : begin + TOGETHER], minlength=vocab_size)
     return counts
-
-
-def _write_held_out(path: Path, texts: dict[str, list[np.ndarray]], eos: int) -> None:
-    """The texts of each language end to end, and where they start."""
-    streams = {language: TokenStream.from_documents(arrays, eos) for language, arrays in texts.items()}
-    starts = {language + STARTS: stream.starts for language, stream in streams.items()}
-    write_arrays(path, {language: stream.tokens for language, stream in streams.items()} | starts)
 
 
 def contamination_of(done: dict[str, Any]) -> Report:

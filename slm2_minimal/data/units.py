@@ -18,6 +18,7 @@ from slm2_minimal.config import DataError, PrepareConfig, SourceConfig, whole_fi
 from slm2_minimal.text.corpus import Document, stream_corpus
 
 MEGABYTE = 1_000_000
+FIELDS = ("id", "language", "domain", "title")  # of a Document, in its order; its text comes last
 FILTERED = ("empty", "too short", "too long")  # reasons of the filter; the reader's are those of records that it could not use
 
 
@@ -110,14 +111,13 @@ def complete_units(folder: Path, stem: str) -> Iterator[Unit]:
 
 def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
     """The documents of a unit, their texts in NFC."""
-    about: list[dict[str, Any]] = json.loads((folder / f"{unit.name}.json").read_text(encoding="utf-8"))["documents"]
-    with (folder / f"{unit.name}.txt").open("rb") as file:
-        for fields in about:
-            size = fields.pop("bytes")
-            text = file.read(size)
-            if len(text) != size:
-                raise DataError(f"{folder / unit.name}.txt: cut short; remove the folder {str(folder)!r} and prepare again")
-            yield Document(**fields, text=text.decode("utf-8"))
+    about: dict[str, list[Any]] = json.loads((folder / f"{unit.name}.json").read_text(encoding="utf-8"))["documents"]
+    text, end = (folder / f"{unit.name}.txt").read_bytes(), 0
+    if len(text) != unit.size:
+        raise DataError(f"{folder / unit.name}.txt: cut short; remove the folder {str(folder)!r} and prepare again")
+    for size, name, language, domain, title in zip(about["bytes"], *(about[field] for field in FIELDS), strict=True):
+        begin, end = end, end + size
+        yield Document(name, language, domain, title, text[begin:end].decode("utf-8"))
 
 
 def _filtered(document: Document, config: PrepareConfig, skipped: Counter[str]) -> Document | None:
@@ -135,10 +135,7 @@ def _write(folder: Path, unit: Unit, documents: list[Document]) -> Unit:
     texts = [document.text.encode() for document in documents]
     with whole_file(folder / f"{unit.name}.txt") as file:
         file.writelines(texts)
-    fields = ("id", "language", "domain", "title")
-    about = [
-        {name: getattr(document, name) for name in fields} | {"bytes": len(text)} for document, text in zip(documents, texts, strict=True)
-    ]
+    about = {"bytes": [len(text) for text in texts]} | {name: [getattr(document, name) for document in documents] for name in FIELDS}
     with whole_file(folder / f"{unit.name}.json") as file:
         file.write(json.dumps({"unit": asdict(unit), "documents": about}, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     return unit

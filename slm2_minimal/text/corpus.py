@@ -103,7 +103,7 @@ def stream_corpus(
 
 def is_validation(document_id: str, percent: int) -> bool:
     """Whether a document is held out: a fixed function of its id, so it goes with all its translations, on any machine."""
-    return int.from_bytes(hashlib.sha256(_valid(document_id).encode()).digest()[:8]) % 100 < percent
+    return percent > 0 and int.from_bytes(hashlib.sha256(_valid(document_id).encode()).digest()[:8]) % 100 < percent
 
 
 def arithmetic(count: int, seed: int = 0) -> Iterator[Document]:

@@ -13,7 +13,6 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import sentencepiece
 import tiktoken
 import tiktoken.load
-from jaxtyping import UInt32
+from jaxtyping import Int64, UInt32
 
 from slm2_minimal.config import PRESET_DIR, DataError
 
@@ -87,9 +86,11 @@ class Tokenizer(ABC):
         """`encode` as an array, for text that is in NFC already: what large amounts of text are tokenised with."""
         return np.asarray(self.encode(text), dtype=np.uint32)
 
-    def encode_arrays(self, texts: Sequence[str]) -> list[UInt32[np.ndarray, " T"]]:
-        """`encode_array` of every text; the arrays may be views of one, which stays in memory with any of them."""
-        return [self.encode_array(text) for text in texts]
+    def encode_documents(self, texts: Sequence[str]) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
+        """`encode_array` of all texts end to end, the end of text behind each; and how many ids each has, that one included."""
+        arrays, end = [self.encode_array(text) for text in texts], np.asarray([self.eos_token_id], dtype=np.uint32)
+        ids = np.concatenate([end[:0], *(part for array in arrays for part in (array, end))])
+        return ids, np.asarray([len(array) + 1 for array in arrays], dtype=np.int64)
 
     def encode_stream(self, chunks: Iterable[str]) -> Iterator[int]:
         """The ids of the chunks' concatenation, holding back only what the next chunk could still change."""
@@ -176,13 +177,12 @@ class Arcade100k(Tokenizer):
     def encode_array(self, text: str) -> UInt32[np.ndarray, " T"]:
         return self.encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
-    def encode_arrays(self, texts: Sequence[str]) -> list[UInt32[np.ndarray, " T"]]:
-        joined = "".join(text + _END_OF_TEXT for text in texts)  # cut there again, and one call costs less than many
+    def encode_documents(self, texts: Sequence[str]) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
+        joined = _END_OF_TEXT.join([*texts, ""])  # one call costs less than many
         if joined.count(_END_OF_TEXT) != len(texts):  # a text says it too, and means no special token
-            return super().encode_arrays(texts)
+            return super().encode_documents(texts)
         ids = self.encoding.encode_to_numpy(joined, allowed_special={_END_OF_TEXT}, disallowed_special=())
-        ends = np.flatnonzero(ids == self.eos_token_id).tolist()
-        return [ids[before + 1 : end] for before, end in pairwise([-1, *ends])]
+        return ids, np.diff(np.flatnonzero(ids == self.eos_token_id), prepend=-1)
 
     def token_bytes(self, token_id: int) -> bytes:
         try:

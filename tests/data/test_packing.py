@@ -56,6 +56,13 @@ def test_every_token_but_the_first_of_a_document_is_a_target_once(docs: list[lis
     assert targets == [token for doc in docs if doc for token in [*doc[1:], EOS]]
 
 
+@given(docs=st.lists(st.tuples(st.lists(st.integers(1, 100_352), min_size=1, max_size=12), st.booleans()), max_size=8))
+def test_some_of_the_documents(docs: list[tuple[list[int], bool]]) -> None:
+    stream = TokenStream.from_documents([tokens for tokens, _ in docs], EOS).only(np.array([chosen for _, chosen in docs], dtype=bool))
+    alone = TokenStream.from_documents([tokens for tokens, chosen in docs if chosen], EOS)
+    assert (stream.tokens.tolist(), stream.starts.tolist()) == (alone.tokens.tolist(), alone.starts.tolist())
+
+
 @given(docs=documents, seq_len=lengths)
 def test_nothing_is_lost_or_moved(docs: list[list[int]], seq_len: int) -> None:
     """Inputs laid end to end are the stream and padding; each label is the token after its input, of the same document."""
