@@ -155,6 +155,7 @@ def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
         (["train", "tony"], ["preset = 'tony'", "choose one of laptop, stablelm-2-1_6b, "]),
         (["train", "nowhere.toml"], ["config = 'nowhere.toml': No such file"]),
         (["train", "tiny", "--train.stepz", "3"], ["train.stepz = 3: unknown key; did you mean 'steps'?"]),
+        (["train", "tiny", "--train.peak_rate", "1"], ["train.peak_rate = 1: unknown key; did you mean 'schedule.peak_rate'?"]),
         (["train", "tiny", "--train.steps", "ten"], ["train.steps = 'ten'", "valid integer"]),
         (["train", "tiny", "--train.steps"], ["train.steps: missing"]),
         (["train", "tiny", "--train.steps", "-1"], ["train.steps = -1", "greater than 0"]),

@@ -10,6 +10,8 @@ import pydantic
 from slm2_minimal.config.errors import ConfigError
 
 Class = TypeVar("Class", bound=type)
+_FIELDS: dict[str, list[str]] = {}  # of every table
+NO_ADDRESS = ("run", "source", "stage")  # tables that are named otherwise in a file and on the command line
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -26,6 +28,7 @@ def section(cls: Class) -> Class:
             raise ConfigError(_one_line(error, cls)) from None
 
     checked.__init__ = __init__  # type: ignore[method-assign]
+    _FIELDS[vars(cls)["_table"]] = [field.name for field in dataclasses.fields(checked)]
     return checked  # type: ignore[return-value]
 
 
@@ -39,7 +42,9 @@ def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
     if first["type"] == "missing":
         return f"{field} = nothing: must be given"
     if first["type"] == "unexpected_keyword_argument":
-        return f"{field} = {first['input']!r}: unknown key; {did_you_mean(name, [f.name for f in dataclasses.fields(cls)])}"
+        elsewhere = [f"{table}.{name}" for table, fields in _FIELDS.items() if name in fields and table not in NO_ADDRESS]
+        remedy = f"did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, _FIELDS[cls._table])
+        return f"{field} = {first['input']!r}: unknown key; {remedy}"
     return f"{field} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:].replace('valid tuple', 'list')}"
 
 

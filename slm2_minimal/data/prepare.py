@@ -112,6 +112,8 @@ def _prepare(job: Job, say: Say) -> dict[str, Any]:
             say(f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short to look for")
         done = in_parallel(job, "tokenise", tokenise_unit, units, say)
         return publish(job, units, done, duplicates)
+    except BrokenPipeError:  # from `say`: nobody reads the lines any more
+        raise
     except OSError as error:
         raise DataError(
             f"data.prepared = {str(job.folder)!r}: {error.strerror or error}; mend that (free disk space, for example) and run the same "
