@@ -112,12 +112,12 @@ def complete_units(folder: Path, stem: str) -> Iterator[Unit]:
 def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
     """The documents of a unit, their texts in NFC."""
     about: dict[str, list[Any]] = json.loads((folder / f"{unit.name}.json").read_text(encoding="utf-8"))["documents"]
-    text, end = (folder / f"{unit.name}.txt").read_bytes(), 0
-    if len(text) != unit.size:
-        raise DataError(f"{folder / unit.name}.txt: cut short; remove the folder {str(folder)!r} and prepare again")
-    for size, name, language, domain, title in zip(about["bytes"], *(about[field] for field in FIELDS), strict=True):
-        begin, end = end, end + size
-        yield Document(name, language, domain, title, text[begin:end].decode("utf-8"))
+    with (folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:
+        for size, name, language, domain, title in zip(about["bytes"], *(about[field] for field in FIELDS), strict=True):
+            text = file.read(size)
+            if len(text) != size:
+                raise DataError(f"{folder / unit.name}.txt: cut short; remove the folder {str(folder)!r} and prepare again")
+            yield Document(name, language, domain, title, text.decode("utf-8"))
 
 
 def _filtered(document: Document, config: PrepareConfig, skipped: Counter[str]) -> Document | None:
