@@ -30,11 +30,8 @@ from slm2_minimal.data.minhash import batches
 from slm2_minimal.data.stages import cached_tokenizer, ingest_source, tokenise_unit
 from slm2_minimal.text.corpus import load_corpus
 
-CALLS = (
-    "encode_ordinary",
-    "encode_to_numpy",
-    "encode_documents",
-)  # a list of ids, as most programs ask for; an array; the stage's own call
+# A list of ids, as most programs ask for; an array; the stage's own call.
+CALLS = ("encode_ordinary", "encode_to_numpy", "encode_documents")
 OURS = "tokenise and write"
 TEXTS: list[str] = []  # what the forked processes of the floor find in memory
 

@@ -156,6 +156,7 @@ def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
         (["train", "nowhere.toml"], ["config = 'nowhere.toml': No such file"]),
         (["train", "tiny", "--train.stepz", "3"], ["train.stepz = 3: unknown key; did you mean 'steps'?"]),
         (["train", "tiny", "--train.peak_rate", "1"], ["train.peak_rate = 1: unknown key; did you mean 'schedule.peak_rate'?"]),
+        (["train", "tiny", "--data.weight", "1"], ["data.weight = 1: unknown key; known are prepared, "]),
         (["train", "tiny", "--train.steps", "ten"], ["train.steps = 'ten'", "valid integer"]),
         (["train", "tiny", "--train.steps"], ["train.steps: missing"]),
         (["train", "tiny", "--train.steps", "-1"], ["train.steps = -1", "greater than 0"]),

@@ -111,7 +111,9 @@ def complete_units(folder: Path, stem: str) -> Iterator[Unit]:
 
 def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
     """The documents of a unit, their texts in NFC."""
-    about: dict[str, list[Any]] = json.loads((folder / f"{unit.name}.json").read_text(encoding="utf-8"))["documents"]
+    about: Any = json.loads((folder / f"{unit.name}.json").read_text(encoding="utf-8"))["documents"]
+    if not isinstance(about, dict):  # they were a list of records once
+        raise DataError(f"{folder / unit.name}.json: of an older version; remove the folder {str(folder)!r} and prepare again")
     with (folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:
         for size, name, language, domain, title in zip(about["bytes"], *(about[field] for field in FIELDS), strict=True):
             text = file.read(size)

@@ -116,6 +116,15 @@ def test_a_failure_in_any_stage_is_gone_on_from(config: Make, tmp_path: Path, st
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+def test_lines_that_nobody_reads_are_no_fault_of_the_folder(config: Make) -> None:
+    def closed(line: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):  # which ends the command quietly
+        prepare(config(), closed)
+    assert prepare(config(), quiet)["sources"], "and what was written can be gone on from"
+
+
 def test_a_second_call_does_nothing(config: Make, tmp_path: Path) -> None:
     report = prepare(config(), quiet)
     before, said = contents(tmp_path / "out"), list[str]()

@@ -96,6 +96,14 @@ def test_a_unit_that_was_cut_short(source: SourceConfig, tmp_path: Path) -> None
         list(read_unit(folder(tmp_path), unit))
 
 
+def test_a_unit_of_an_older_version(source: SourceConfig, tmp_path: Path) -> None:
+    unit: Unit = next(ingest(folder(tmp_path), "web", source, CONFIG))
+    path = folder(tmp_path) / "web-000000.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"documents": [{"id": "a", "bytes": 1}]}))
+    with pytest.raises(DataError, match=r"web-000000\.json: of an older version; remove the folder"):
+        list(read_unit(folder(tmp_path), unit))
+
+
 def test_reading_narrows_and_counts(tmp_path: Path) -> None:
     skipped = Counter[str]()
     (tmp_path / "a.jsonl").write_text('{"body": "eins", "language": "de"}\n{"body": "one", "language": "en"}\n{"text": "?"}\n')
