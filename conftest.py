@@ -1,7 +1,10 @@
-"""What every test run shares: a fixed environment, and for `pytest --nbval book/` a comparison that forgives rounding and nothing else.
+"""What every test run shares: a fixed environment, and for `pytest --nbval book/` a
+comparison that forgives rounding and nothing else.
 
-nbval compares outputs as text. Floating-point results differ in their last digits between processors, so numbers with a decimal point are
-compared as numbers; every other character must agree. Cells tagged `measured` (times, rates, memory) run and are not compared.
+nbval compares outputs as text. Floating-point results differ in their last digits
+between processors, so numbers with a decimal point are compared as numbers; every other
+character must agree. Cells tagged `measured` (times, rates, memory) run and are not
+compared.
 """
 
 import math
@@ -17,12 +20,15 @@ ROOT = Path(__file__).parent
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
-# A decimal number with the blanks before it, because a sign that comes or goes moves the columns of a printed array.
+# A decimal number with the blanks before it, because a sign that comes or goes moves
+# the columns of a printed array.
 NUMBER = re.compile(r" *[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE][-+]?\d))(?:[eE][-+]?\d+)?")
 
 
 def same_number(a: str, b: str) -> bool:
-    """Equal to 0.1%, or one unit apart in the last printed place where that unit is at most 1% of the value."""
+    """Equal to 0.1%, or one unit apart in the last printed place where that unit is at
+    most 1% of the value.
+    """
     x, y = float(a), float(b)
     if math.isclose(x, y, rel_tol=1e-3, abs_tol=1e-6):
         return True
@@ -55,7 +61,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
 
     def compare_outputs(self, test, ref, skip_compare=None):  # type: ignore[no-untyped-def]
-        """What agrees up to rounding is made equal, then nbval compares as it always does."""
+        """What agrees up to rounding is made equal, then nbval compares as it always
+        does.
+        """
         for new, old in zip(test, ref, strict=False):
             if new.output_type != old.output_type:
                 continue
@@ -71,12 +79,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
-    if hasattr(collector, "skip_compare"):  # pictures by another name: tables are also there as text/plain, which is compared
+    if hasattr(
+        collector, "skip_compare"
+    ):  # pictures by another name: tables are also there as text/plain, which is compared
         collector.skip_compare += ("text/html", "image/svg+xml")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """nbval compares nothing where a cell has no execution count, so that an emptied notebook would pass."""
+    """nbval compares nothing where a cell has no execution count, so that an emptied
+    notebook would pass.
+    """
     cell = getattr(item, "cell", None)
-    if cell is not None and cell.source.strip() and cell.execution_count is None and not item.options["skip"]:  # type: ignore[attr-defined]
-        pytest.fail("the stored cell was never executed: python book/notebooks.py run", pytrace=False)
+    if (
+        cell is not None
+        and cell.source.strip()
+        and cell.execution_count is None
+        and not item.options["skip"]
+    ):  # type: ignore[attr-defined]
+        pytest.fail(
+            "the stored cell was never executed: python book/notebooks.py run", pytrace=False
+        )

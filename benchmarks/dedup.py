@@ -1,13 +1,16 @@
-"""Our near-duplicate search beside datasketch's and rensa's, from strings to candidate pairs, on one thread, interleaved in one process.
+"""Our near-duplicate search beside datasketch's and rensa's, from strings to candidate
+pairs, on one thread, interleaved in one process.
 
     pip install "slm2-minimal[bench]"
     python benchmarks/dedup.py [--documents 20000] [--rounds 7] [--million 4]
 
-All sides make shingles of 5 words, signatures of 128 numbers, and 16 bands of 8; the others get the cheapest words there
-are (lower case, cut at white space), which on these texts are ours. Every fifth text is one of a planted pair of known
-similarity; the truth is the Jaccard similarity of all pairs that share a shingle, counted. Times are medians over the
-rounds, by the clock and of the processor; on a machine that others use, the second says more. Then the memory of
-clustering is measured, in a process of its own (Linux), on made-up keys of some million documents.
+All sides make shingles of 5 words, signatures of 128 numbers, and 16 bands of 8; the
+others get the cheapest words there are (lower case, cut at white space), which on these
+texts are ours. Every fifth text is one of a planted pair of known similarity; the truth
+is the Jaccard similarity of all pairs that share a shingle, counted. Times are medians
+over the rounds, by the clock and of the processor; on a machine that others use, the
+second says more. Then the memory of clustering is measured, in a process of its own
+(Linux), on made-up keys of some million documents.
 """
 
 import argparse
@@ -23,13 +26,15 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 
-os.environ.update({f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "RAYON")})  # read on import
+os.environ.update(
+    {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "RAYON")}
+)  # read on import
 
 import numpy as np
 
-from slm2_minimal.data.dedup import find_duplicates
-from slm2_minimal.data.minhash import LSH, band_keys, candidate_pairs, signatures
-from slm2_minimal.data.words import ngrams, words_of
+from slm2_minimal.prepare.duplicates import find_duplicates
+from slm2_minimal.prepare.minhash import LSH, band_keys, candidate_pairs, signatures
+from slm2_minimal.prepare.words import ngrams, words_of
 from slm2_minimal.text.corpus import load_corpus
 
 LSH_16_8 = LSH(bands=16, rows=8)
@@ -40,14 +45,23 @@ Pairs = set[tuple[int, int]]
 
 
 def documents(count: int) -> list[str]:
-    """Texts of words drawn by their frequency in the embedded English corpus, a fifth of them in pairs that differ in their last words."""
+    """Texts of words drawn by their frequency in the embedded English corpus, a fifth
+    of them in pairs that differ in their last words.
+    """
     rng = np.random.default_rng(0)
-    frequency = Counter(word for document in load_corpus(languages=["en"]) for word in document.text.lower().split() if word.isalpha())
+    frequency = Counter(
+        word
+        for document in load_corpus(languages=["en"])
+        for word in document.text.lower().split()
+        if word.isalpha()
+    )
     words, weights = np.asarray(list(frequency)), np.asarray(list(frequency.values()))
     drawn = rng.choice(words, size=(count, WORDS), p=weights / weights.sum())
     for original in range(0, count - 5, 10):
         shared = rng.uniform(0.5, 1.0)
-        new = round((WORDS - 4) * (1 - shared) / (1 + shared))  # as many shingles are new in each of the two
+        new = round(
+            (WORDS - 4) * (1 - shared) / (1 + shared)
+        )  # as many shingles are new in each of the two
         drawn[original + 5, : WORDS - new] = drawn[original, : WORDS - new]
     return [" ".join(text) for text in drawn]
 
@@ -66,43 +80,66 @@ def similar_pairs(texts: list[str]) -> Pairs:
         for shingle in members:
             owners[shingle].append(i)
     common = Counter(pair for group in owners.values() for pair in combinations(group, 2))
-    return {(i, j) for (i, j), both in common.items() if both >= SIMILAR * (len(sets[i]) + len(sets[j]) - both)}
+    return {
+        (i, j)
+        for (i, j), both in common.items()
+        if both >= SIMILAR * (len(sets[i]) + len(sets[j]) - both)
+    }
 
 
 def ours(texts: list[str]) -> Pairs:
     """The package's way."""
-    return set(map(tuple, candidate_pairs(band_keys(signatures(texts, LSH_16_8), LSH_16_8)).tolist()))
+    return set(
+        map(tuple, candidate_pairs(band_keys(signatures(texts, LSH_16_8), LSH_16_8)).tolist())
+    )
 
 
 def datasketch_pairs(texts: list[str]) -> Pairs:
-    """Sketches in bulk with the fastest hash of the standard library in place of SHA-1, then query and insert one after another."""
+    """Sketches in bulk with the fastest hash of the standard library in place of SHA-1,
+    then query and insert one after another.
+    """
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(num_perm=LSH_16_8.permutations, params=(LSH_16_8.bands, LSH_16_8.rows))
     tokens = (list(map(str.encode, shingles(text))) for text in texts)
     pairs = set()
-    for j, sketch in enumerate(MinHash.generator(tokens, num_perm=LSH_16_8.permutations, hashfunc=zlib.crc32)):
+    for j, sketch in enumerate(
+        MinHash.generator(tokens, num_perm=LSH_16_8.permutations, hashfunc=zlib.crc32)
+    ):
         pairs.update((i, j) for i in index.query(sketch))
         index.insert(j, sketch, check_duplication=False)
     return pairs
 
 
 def rensa_pairs(texts: list[str]) -> Pairs:
-    """Sketches, insertion and queries each in one native call. Only sketches that are objects can be asked for their candidates."""
+    """Sketches, insertion and queries each in one native call. Only sketches that are
+    objects can be asked for their candidates.
+    """
     import rensa
 
     index = rensa.RMinHashLSH(SIMILAR, LSH_16_8.permutations, LSH_16_8.bands)
-    sketches = rensa.RMinHash.from_token_sets(map(list, map(shingles, texts)), LSH_16_8.permutations, 1)
+    sketches = rensa.RMinHash.from_token_sets(
+        map(list, map(shingles, texts)), LSH_16_8.permutations, 1
+    )
     index.insert_many(sketches)
-    return {(i, j) for j, candidates in enumerate(index.query_all(sketches)) for i in candidates if i < j}
+    return {
+        (i, j)
+        for j, candidates in enumerate(index.query_all(sketches))
+        for i in candidates
+        if i < j
+    }
 
 
 def rensa_flags(texts: list[str]) -> None:
-    """rensa's shortest way: signatures as one matrix, and of each text only whether it has candidates."""
+    """rensa's shortest way: signatures as one matrix, and of each text only whether it
+    has candidates.
+    """
     import rensa
 
     index = rensa.RMinHashLSH(SIMILAR, LSH_16_8.permutations, LSH_16_8.bands)
-    matrix = rensa.RMinHash.digest_matrix_from_token_sets(map(list, map(shingles, texts)), LSH_16_8.permutations, 1)
+    matrix = rensa.RMinHash.digest_matrix_from_token_sets(
+        map(list, map(shingles, texts)), LSH_16_8.permutations, 1
+    )
     index.insert_matrix_and_query_duplicate_flags(matrix)
 
 
@@ -117,12 +154,20 @@ def rensa_on_our_shingles(texts: list[str]) -> None:
     import rensa
 
     for begin in range(0, len(texts), 250):
-        hashes, starts, _ = ngrams(words_of(texts[begin : begin + 250]), LSH_16_8.shingle, whole_short=True)
-        rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts.astype(np.uint64), LSH_16_8.permutations, 1)
+        hashes, starts, _ = ngrams(
+            words_of(texts[begin : begin + 250]), LSH_16_8.shingle, whole_short=True
+        )
+        rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes, starts.astype(np.uint64), LSH_16_8.permutations, 1
+        )
 
 
-def measure(sides: dict[str, Callable[[list[str]], object]], texts: list[str], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median seconds of each side, by the clock and of the processor; one run of each in turn, after one that is not counted."""
+def measure(
+    sides: dict[str, Callable[[list[str]], object]], texts: list[str], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Median seconds of each side, by the clock and of the processor; one run of each
+    in turn, after one that is not counted.
+    """
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for counted in range(rounds + 1):
         for name, side in sides.items():
@@ -130,39 +175,62 @@ def measure(sides: dict[str, Callable[[list[str]], object]], texts: list[str], r
             side(texts)
             if counted:
                 seconds[name].append((time.perf_counter() - clock, time.process_time() - processor))
-    medians = {name: [statistics.median(column) for column in zip(*times, strict=True)] for name, times in seconds.items()}
+    medians = {
+        name: [statistics.median(column) for column in zip(*times, strict=True)]
+        for name, times in seconds.items()
+    }
     return {name: (clock, processor) for name, (clock, processor) in medians.items()}
 
 
 def write_made_up_keys(folder: Path, million: int, share: float) -> None:
-    """Random keys, but in each band a `share` of the documents is in one of the groups of about four that share their key there."""
+    """Random keys, but in each band a `share` of the documents is in one of the groups
+    of about four that share their key there.
+    """
     rng = np.random.default_rng(0)
     total, linked = million * 1_000_000, int(UNIT * share)
     for unit in range(total // UNIT):
         keys = rng.integers(1, 1 << 63, (4 + LSH_16_8.bands, UNIT), dtype=np.uint64)
-        keys[4:, :linked] = rng.integers(1, max(2, int(total * share) // 4), linked, dtype=np.uint64)
+        keys[4:, :linked] = rng.integers(
+            1, max(2, int(total * share) // 4), linked, dtype=np.uint64
+        )
         np.save(folder / f"{unit:03d}.npy", keys)
 
 
 def cluster(folder: Path) -> None:
-    """Find duplicates in a folder of keys; print seconds, and how many bytes per document the resident size rose."""
+    """Find duplicates in a folder of keys; print seconds, and how many bytes per
+    document the resident size rose.
+    """
     paths = sorted(folder.glob("*.npy"))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, that of the imports, is forgotten
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak so far, that of the imports, is forgotten
     before, start = resident_peak(), time.perf_counter()
     report = find_duplicates(paths, LSH_16_8, "longest", sources=["web"] * len(paths)).report
     seconds = time.perf_counter() - start
-    print(seconds, (resident_peak() - before) / report.documents, report.near_removed / report.documents)
+    print(
+        seconds,
+        (resident_peak() - before) / report.documents,
+        report.near_removed / report.documents,
+    )
 
 
 def resident_peak() -> int:
-    """The highest resident size of this process since the last reset, in bytes (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    """The highest resident size of this process since the last reset, in bytes
+    (Linux).
+    """
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
 def main() -> None:
     """Measure and print two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--documents", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--million", type=int, default=4)
@@ -174,24 +242,44 @@ def main() -> None:
     texts = documents(options.documents)
     alike = similar_pairs(texts)
     size = sum(map(len, texts)) / len(texts)
-    print(f"{len(texts):,} texts of {size:,.0f} bytes, {len(alike):,} pairs of similarity {SIMILAR} and more; {options.rounds} rounds")
+    print(
+        f"{len(texts):,} texts of {size:,.0f} bytes, {len(alike):,} pairs of similarity {SIMILAR}"
+        f" and more; {options.rounds} rounds"
+    )
     finders = {"slm2_minimal": ours, "rensa": rensa_pairs, "datasketch": datasketch_pairs}
-    parts = {"rensa, flags, no pairs": rensa_flags, "our shingles alone": our_shingles, "our shingles, rensa sketch": rensa_on_our_shingles}
+    parts = {
+        "rensa, flags, no pairs": rensa_flags,
+        "our shingles alone": our_shingles,
+        "our shingles, rensa sketch": rensa_on_our_shingles,
+    }
     parts["our shingles, our sketch"] = lambda texts: signatures(texts, LSH_16_8)
     seconds = measure({**finders, **parts}, texts, options.rounds)
-    print(f"{'':<28}{'seconds':>8} {'CPU s':>6} {'documents/CPU s':>16} {'pairs':>7} {'recall':>7} {'precision':>10}")
+    print(
+        f"{'':<28}{'seconds':>8} {'CPU s':>6} {'documents/CPU s':>16} {'pairs':>7} {'recall':>7}"
+        f" {'precision':>10}"
+    )
     for name, (clock, processor) in seconds.items():
         found = finders[name](texts) if name in finders else set()
-        quality = f"{len(found):>7,} {len(found & alike) / len(alike):>7.3f} {len(found & alike) / len(found):>10.3f}" if found else ""
-        print(f"{name:<28}{clock:>8.3f} {processor:>6.3f} {len(texts) / processor:>16,.0f} {quality}")
+        quality = (
+            f"{len(found):>7,} {len(found & alike) / len(alike):>7.3f}"
+            f" {len(found & alike) / len(found):>10.3f}"
+            if found
+            else ""
+        )
+        print(
+            f"{name:<28}{clock:>8.3f} {processor:>6.3f} {len(texts) / processor:>16,.0f} {quality}"
+        )
     for share in (0.1, 1.0):
         with tempfile.TemporaryDirectory() as folder:
             write_made_up_keys(Path(folder), options.million, share)
             command = [sys.executable, __file__, "--cluster", folder]
-            taken, memory, removed = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+            taken, memory, removed = map(
+                float,
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(),
+            )
         print(
-            f"clustering {options.million} million documents, {removed:.0%} of them removed: {taken:.1f} s, "
-            f"{memory:.1f} MB per million documents"
+            f"clustering {options.million} million documents, {removed:.0%} of them removed:"
+            f" {taken:.1f} s, {memory:.1f} MB per million documents"
         )
 
 

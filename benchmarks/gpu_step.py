@@ -1,14 +1,19 @@
-"""The training step of the 1.6B on one GPU: packed and whole rows, compiled or not, with and without checkpointing, beside its peers.
+"""The training step of the 1.6B on one GPU: packed and whole rows, compiled or not,
+with and without checkpointing, beside its peers.
 
-    python benchmarks/gpu_step.py                # one 80 GB GPU, under 8 minutes; needs what the package needs, no network
-    python benchmarks/gpu_step.py --small        # the same on the CPU with a tiny model: shows that it runs, measures nothing
+    python benchmarks/gpu_step.py                # one 80 GB GPU, under 8 minutes; needs
+    what the package needs, no network python benchmarks/gpu_step.py --small        #
+    the same on the CPU with a tiny model: shows that it runs, measures nothing
 
-A step is one micro-batch: forward, loss, backward, clipping, fused AdamW, zero_grad, in bf16 over fp32 weights. All sides work on the
-very same parameters, whose rate is 0, so that they compute the same at every step: losses and a gradient are held against each other.
-Two steps of each side in turn, the second timed, medians: the first takes from the GPU what the side before gave back. MFU is
-`flops_per_token`, which counts attention over whole rows and no repetition, over the peak of the data sheet. Memory is the allocator's
-peak in a step less what other sides hold, beside the planner's prediction for ours. Peers that are not installed and sides that do
-not fit are named and left out. transformers and litgpt see whole rows only.
+A step is one micro-batch: forward, loss, backward, clipping, fused AdamW, zero_grad, in
+bf16 over fp32 weights. All sides work on the very same parameters, whose rate is 0, so
+that they compute the same at every step: losses and a gradient are held against each
+other. Two steps of each side in turn, the second timed, medians: the first takes from
+the GPU what the side before gave back. MFU is `flops_per_token`, which counts attention
+over whole rows and no repetition, over the peak of the data sheet. Memory is the
+allocator's peak in a step less what other sides hold, beside the planner's prediction
+for ours. Peers that are not installed and sides that do not fit are named and left out.
+transformers and litgpt see whole rows only.
 """
 
 import argparse
@@ -27,22 +32,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slm2_minimal.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
+from slm2_minimal.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from slm2_minimal.data.loader import Batch
 from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.distributed.device import DATA_SHEET_PEAK, autocast, peak_rate, synchronize
+from slm2_minimal.distributed.parallel import spread
+from slm2_minimal.distributed.world import World
+from slm2_minimal.launch.memory import memory
+from slm2_minimal.model.flops import flops_per_token
 from slm2_minimal.model.hub import write_config
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.train.device import DATA_SHEET_PEAK, autocast, peak_rate, synchronize
-from slm2_minimal.train.memory import memory
-from slm2_minimal.train.metrics import flops_per_token
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients
-from slm2_minimal.train.parallel import spread
-from slm2_minimal.train.trainer import accumulate_gradients
-from slm2_minimal.train.world import World
+from slm2_minimal.train.step import accumulate_gradients
 
 BF16 = torch.bfloat16
 WARM_UP = 2
-WITNESS = "model.layers.0.self_attn.o_proj.weight"  # its gradient shows what the first attention gave and what all that follows did
+WITNESS = (  # its gradient shows what the first attention gave and what all that follows did
+    "model.layers.0.self_attn.o_proj.weight"
+)
 SMALL = ModelConfig(
     vocab_size=512, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
     max_position_embeddings=256, initializer_range=0.1, bos_token_id=0, eos_token_id=0,
@@ -61,7 +75,9 @@ OURS = [  # rows, compiled, checkpointing
 
 @dataclass
 class Side:
-    """One way to make the step. `backward` leaves a micro-batch's gradients in `model`'s parameters and returns the loss."""
+    """One way to make the step. `backward` leaves a micro-batch's gradients in
+    `model`'s parameters and returns the loss.
+    """
 
     name: str
     rows: str
@@ -82,9 +98,13 @@ class Bench:
         self.run = RunConfig(
             model=model,
             data=DataConfig(seq_len=length),
-            train=TrainConfig(micro_batch_size=rows, global_batch_tokens=rows * length, dtype="bfloat16"),
+            train=TrainConfig(
+                micro_batch_size=rows, global_batch_tokens=rows * length, dtype="bfloat16"
+            ),
         )
-        self.data = {kind: batch(kind, rows, length, model.vocab_size) for kind in ("whole", "packed")}
+        self.data = {
+            kind: batch(kind, rows, length, model.vocab_size) for kind in ("whole", "packed")
+        }
         torch.manual_seed(0)
         with device:
             self.model = StableLM2(model)
@@ -100,26 +120,48 @@ class Bench:
             compile_each(model.model.layers, self.device)
         planned = memory(run, 1, "single", checkpointing).total
         backward = lambda: accumulate_gradients(model, [data], self.device, BF16)  # noqa: E731
-        return Side(f"slm2_minimal{', compiled' * compiled}, checkpointing {checkpointing}", rows, model, backward, planned)
+        return Side(
+            f"slm2_minimal{', compiled' * compiled}, checkpointing {checkpointing}",
+            rows,
+            model,
+            backward,
+            planned,
+        )
 
     def transformers(self, kernel: str, compiled: bool) -> Side:
-        """StableLmForCausalLM with its own loss, on our parameters: they have the same names."""
+        """StableLmForCausalLM with its own loss, on our parameters: they have the same
+        names.
+        """
         from transformers import AutoModelForCausalLM, StableLmConfig
 
         config = StableLmConfig.from_dict(write_config(self.run.model))
         with self.device:  # not on meta: its rotary table is no parameter
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=kernel, dtype=torch.float32).train()
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=kernel, dtype=torch.float32
+            ).train()
         adopt(model, self.parameters)
         if compiled:
             compile_each(model.model.layers, self.device)
 
         def loss(data: Batch) -> Tensor:
-            return model(input_ids=data.input_ids, labels=data.labels, shift_labels=data.labels, use_cache=False).loss
+            return model(
+                input_ids=data.input_ids,
+                labels=data.labels,
+                shift_labels=data.labels,
+                use_cache=False,
+            ).loss
 
-        return Side(f"transformers, {kernel}{', compiled' * compiled}", "whole", model, self.backward_of(loss))
+        return Side(
+            f"transformers, {kernel}{', compiled' * compiled}",
+            "whole",
+            model,
+            self.backward_of(loss),
+        )
 
     def litgpt(self, compiled: bool) -> Side:
-        """litgpt's GPT with this architecture and its own loss, on our parameters but for q, k and v, which it holds as one."""
+        """litgpt's GPT with this architecture and its own loss, on our parameters but
+        for q, k and v, which it holds as one.
+        """
         from litgpt import GPT, Config
         from litgpt.utils import chunked_cross_entropy
 
@@ -132,12 +174,25 @@ class Bench:
         )  # fmt: skip
         with self.device:
             model = GPT(config)
-        names = {"lm_head": "lm_head", "transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm"}
+        names = {
+            "lm_head": "lm_head",
+            "transformer.wte": "model.embed_tokens",
+            "transformer.ln_f": "model.norm",
+        }
         for layer in range(ours.num_hidden_layers):
             theirs, here = f"transformer.h.{layer}.", f"model.layers.{layer}."
-            names |= {theirs + "norm_1": here + "input_layernorm", theirs + "norm_2": here + "post_attention_layernorm"}
-            names |= {theirs + "attn.proj": here + "self_attn.o_proj", theirs + "mlp.proj": here + "mlp.down_proj"}
-            names |= {theirs + "mlp.fc_1": here + "mlp.gate_proj", theirs + "mlp.fc_2": here + "mlp.up_proj"}
+            names |= {
+                theirs + "norm_1": here + "input_layernorm",
+                theirs + "norm_2": here + "post_attention_layernorm",
+            }
+            names |= {
+                theirs + "attn.proj": here + "self_attn.o_proj",
+                theirs + "mlp.proj": here + "mlp.down_proj",
+            }
+            names |= {
+                theirs + "mlp.fc_1": here + "mlp.gate_proj",
+                theirs + "mlp.fc_2": here + "mlp.up_proj",
+            }
         tensors = {}
         for name, parameter in model.named_parameters():
             module, kind = name.rsplit(".", 1)
@@ -146,7 +201,9 @@ class Bench:
             else:
                 here = f"model.layers.{module.split('.')[2]}.self_attn."
                 with torch.no_grad():
-                    parameter.copy_(torch.cat([self.parameters[f"{here}{part}_proj.{kind}"] for part in "qkv"]))
+                    parameter.copy_(
+                        torch.cat([self.parameters[f"{here}{part}_proj.{kind}"] for part in "qkv"])
+                    )
                 self.optimizer.param_groups[0]["params"].append(parameter)
         adopt(model, tensors)
         if compiled:
@@ -184,7 +241,9 @@ class Bench:
         side.peak = max(side.peak, torch.cuda.max_memory_allocated() - others) if cuda else 0
 
     def free(self) -> None:
-        """Give memory back to the GPU that the allocator keeps from one side to the next."""
+        """Give memory back to the GPU that the allocator keeps from one side to the
+        next.
+        """
         self.optimizer.zero_grad()
         gc.collect()
         if self.device.type == "cuda":
@@ -192,9 +251,15 @@ class Bench:
 
 
 def batch(kind: str, rows: int, length: int, vocabulary: int) -> Batch:
-    """Random tokens, packed as training packs them: a document a row, or documents of an eighth of it on average."""
+    """Random tokens, packed as training packs them: a document a row, or documents of
+    an eighth of it on average.
+    """
     generator = torch.Generator().manual_seed(0)
-    lengths = [length - 1] * rows if kind == "whole" else torch.randint(1, length // 4, (rows * 16,), generator=generator).tolist()
+    lengths = (
+        [length - 1] * rows
+        if kind == "whole"
+        else torch.randint(1, length // 4, (rows * 16,), generator=generator).tolist()
+    )
     documents = [torch.randint(1, vocabulary, (n,), generator=generator).numpy() for n in lengths]
     stream = TokenStream.from_documents(documents, eos=0)
     return Batch.stack([stream.sequence(row, length) for row in range(rows)])
@@ -210,16 +275,23 @@ def adopt(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
 
 
 def compile_each(blocks: Any, device: torch.device) -> None:
-    """Compile block by block; on a CPU, where nothing is measured, only as far as the graph."""
+    """Compile block by block; on a CPU, where nothing is measured, only as far as the
+    graph.
+    """
     for block in blocks:
         block.compile(backend="inductor" if device.type == "cuda" else "aot_eager")
 
 
 def candidates(bench: Bench) -> Iterator[tuple[str, Callable[[], Side]]]:
-    """A name for each side, and what builds it; what takes longest to compile comes last."""
+    """A name for each side, and what builds it; what takes longest to compile comes
+    last.
+    """
     ours = [(f"slm2_minimal {side}", partial(bench.ours, *side)) for side in OURS]
     yield from ours[:4]
-    yield from ((f"transformers {kernel}", partial(bench.transformers, kernel, False)) for kernel in ("sdpa", "flash_attention_2"))
+    yield from (
+        (f"transformers {kernel}", partial(bench.transformers, kernel, False))
+        for kernel in ("sdpa", "flash_attention_2")
+    )
     yield "litgpt", partial(bench.litgpt, False)
     yield from ours[4:]
     yield "transformers sdpa, compiled", partial(bench.transformers, "sdpa", True)
@@ -227,7 +299,9 @@ def candidates(bench: Bench) -> Iterator[tuple[str, Callable[[], Side]]]:
 
 
 def warmed_up(bench: Bench, only: str, end: float) -> tuple[list[Side], int]:
-    """The sides that can be had before `end` and fit, each after WARM_UP steps; and how many failed where they should not have."""
+    """The sides that can be had before `end` and fit, each after WARM_UP steps; and how
+    many failed where they should not have.
+    """
     sides: list[Side] = []
     failed = 0
     for name, build in candidates(bench):
@@ -241,7 +315,9 @@ def warmed_up(bench: Bench, only: str, end: float) -> tuple[list[Side], int]:
                     bench.step(side)
                 side.loss, side.gradient = side.backward().item(), bench.parameters[WITNESS].grad
                 bench.optimizer.zero_grad()
-                problem = difference(side, next((other for other in sides if other.rows == side.rows), side))
+                problem = difference(
+                    side, next((other for other in sides if other.rows == side.rows), side)
+                )
                 failed += bool(problem)
         except ImportError as error:
             problem = str(error).splitlines()[0]
@@ -255,24 +331,35 @@ def warmed_up(bench: Bench, only: str, end: float) -> tuple[list[Side], int]:
             bench.free()
             print(f"left out: {name}: {problem}", flush=True)
             continue
-        print(f"ready after {time.perf_counter() - start:.0f} s: {side.name}, {side.rows} rows: loss {side.loss:.4f}", flush=True)
+        print(
+            f"ready after {time.perf_counter() - start:.0f} s: {side.name}, {side.rows} rows: loss"
+            f" {side.loss:.4f}",
+            flush=True,
+        )
         side.seconds, side.peak = [], 0.0
         sides.append(side)
     return sides, failed
 
 
 def difference(side: Side, first: Side) -> str:
-    """What shows that `side` computes something else than the first side on the same rows; empty if nothing does."""
+    """What shows that `side` computes something else than the first side on the same
+    rows; empty if nothing does.
+    """
     assert side.gradient is not None
     assert first.gradient is not None
     off = float((side.gradient - first.gradient).norm() / first.gradient.norm())
     if abs(side.loss - first.loss) < 0.01 and off < 0.05:
         return ""
-    return f"not the same work: loss {side.loss:.4f}, {first.loss:.4f} of {first.name}; gradient {off:.1%} off"
+    return (
+        f"not the same work: loss {side.loss:.4f}, {first.loss:.4f} of {first.name}; gradient"
+        f" {off:.1%} off"
+    )
 
 
 def measure(bench: Bench, sides: list[Side], rounds: int, end: float) -> int:
-    """Two steps of each side in turn, `rounds` times or until `end`, but once at least; how many rounds there were."""
+    """Two steps of each side in turn, `rounds` times or until `end`, but once at least;
+    how many rounds there were.
+    """
     for done in range(rounds):
         if done and time.perf_counter() > end:
             return done
@@ -287,32 +374,76 @@ def measure(bench: Bench, sides: list[Side], rounds: int, end: float) -> int:
 def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
     """Print the table; return the same and all seconds as plain data."""
     tokens = bench.run.train.micro_batch_size * bench.run.data.seq_len
-    flops, peak = flops_per_token(bench.run.model, bench.run.data.seq_len), peak_rate(bench.device, BF16)
+    flops, peak = (
+        flops_per_token(bench.run.model, bench.run.data.seq_len),
+        peak_rate(bench.device, BF16),
+    )
     card = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
     source = "data sheet" if any(name in card for name in DATA_SHEET_PEAK) else "measured now"
-    print(f"{datetime.date.today()}, {card}, torch {torch.__version__}, {rounds} rounds; peak {peak / 1e12:.4g} TFLOP/s ({source})")
-    print(f"{bench.run.model.num_parameters():,} parameters, a step of {tokens:,} tokens, {flops:.3e} FLOP a token")
+    print(
+        f"{datetime.date.today()}, {card}, torch {torch.__version__}, {rounds} rounds; peak"
+        f" {peak / 1e12:.4g} TFLOP/s ({source})"
+    )
+    print(
+        f"{bench.run.model.num_parameters():,} parameters, a step of {tokens:,} tokens, {flops:.3e}"
+        " FLOP a token"
+    )
     print(f"{'':<52}{'rows':<8}{'tokens/s':>10}{'ms':>9}{'MFU':>8}{'peak GB':>9}{'planned':>9}")
     rows = []
     for side in sides:
         seconds = statistics.median(side.seconds)
         rate, mfu = tokens / seconds, tokens * flops / seconds / peak
-        sizes = "".join(f"{size / 1e9:>9.1f}" if size else f"{'-':>9}" for size in (side.peak, side.planned))
+        sizes = "".join(
+            f"{size / 1e9:>9.1f}" if size else f"{'-':>9}" for size in (side.peak, side.planned)
+        )
         print(f"{side.name:<52}{side.rows:<8}{rate:>10,.0f}{seconds * 1e3:>9.1f}{mfu:>8.1%}{sizes}")
-        values = {"tokens_per_second": rate, "mfu": mfu, "peak_bytes": side.peak or None, "planned_bytes": side.planned}
-        rows.append({"side": side.name, "rows": side.rows, **values, "loss": side.loss, "seconds": side.seconds})
-    return {"date": str(datetime.date.today()), "card": card, "torch": torch.__version__, "peak": peak, "tokens": tokens, "sides": rows}
+        values = {
+            "tokens_per_second": rate,
+            "mfu": mfu,
+            "peak_bytes": side.peak or None,
+            "planned_bytes": side.planned,
+        }
+        rows.append(
+            {
+                "side": side.name,
+                "rows": side.rows,
+                **values,
+                "loss": side.loss,
+                "seconds": side.seconds,
+            }
+        )
+    return {
+        "date": str(datetime.date.today()),
+        "card": card,
+        "torch": torch.__version__,
+        "peak": peak,
+        "tokens": tokens,
+        "sides": rows,
+    }
 
 
 def main() -> None:
     """Measure and print one table and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--micro-batch", type=int, default=2, help="rows of a micro-batch")
     parser.add_argument("--length", type=int, default=4096, help="tokens of a row")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=420, help="no side is begun after two thirds of this, no round after all of it")
-    parser.add_argument("--only", default="", help="sides whose name has this in it: slm2_minimal, transformers, litgpt")
-    parser.add_argument("--small", action="store_true", help="a tiny model on the CPU, to see that all of it runs")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=420,
+        help="no side is begun after two thirds of this, no round after all of it",
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="sides whose name has this in it: slm2_minimal, transformers, litgpt",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="a tiny model on the CPU, to see that all of it runs"
+    )
     options = parser.parse_args()
     start = time.perf_counter()
     if not options.small and not torch.cuda.is_available():
@@ -321,7 +452,12 @@ def main() -> None:
         print("a tiny model on the CPU: what follows measures nothing")
         bench = Bench(torch.device("cpu"), SMALL, 2, 128)
     else:
-        bench = Bench(torch.device("cuda"), ModelConfig.preset("stablelm-2-1_6b"), options.micro_batch, options.length)
+        bench = Bench(
+            torch.device("cuda"),
+            ModelConfig.preset("stablelm-2-1_6b"),
+            options.micro_batch,
+            options.length,
+        )
     sides, failed = warmed_up(bench, options.only, start + 2 / 3 * options.seconds)
     rounds = measure(bench, sides, options.rounds, start + options.seconds)
     print(json.dumps(report(bench, sides, rounds)))

@@ -2,10 +2,12 @@
 
     python benchmarks/loader.py [--gigabytes 2]
 
-A rank of the report's run reads 2 micro-batches of 2 sequences of 4,096 tokens a step, and a step takes 1.065 s (derived: 1.105e10 FLOP per
-token at 170 TFLOP/s). Shards of 200 MB with documents of 50 to 2,000 random tokens stand for the data, in two sources. Measured: the
-time of `Loader.batch` per step, the first time after the system was asked to drop the files from its cache, and again; and the time that
-training waits for `Loader.batches` with two worker processes, while it sleeps for 0.1 s per step.
+A rank of the report's run reads 2 micro-batches of 2 sequences of 4,096 tokens a step,
+and a step takes 1.065 s (derived: 1.105e10 FLOP per token at 170 TFLOP/s). Shards of
+200 MB with documents of 50 to 2,000 random tokens stand for the data, in two sources.
+Measured: the time of `Loader.batch` per step, the first time after the system was asked
+to drop the files from its cache, and again; and the time that training waits for
+`Loader.batches` with two worker processes, while it sleeps for 0.1 s per step.
 """
 
 import argparse
@@ -34,7 +36,9 @@ def write_source(folder: Path, name: str, shards: int) -> ShardedStream:
         ends = np.cumsum(rng.integers(50, 2_000, size=SHARD_TOKENS // 1_000))
         starts = np.concatenate([[0], ends[ends < SHARD_TOKENS]]).astype(np.int64)
         tokens = rng.integers(0, 100_256, size=SHARD_TOKENS, dtype=np.uint32)
-        written.append(write_shard(folder, f"{name}-{number:06d}", TokenStream(tokens, starts, 100_257)))
+        written.append(
+            write_shard(folder, f"{name}-{number:06d}", TokenStream(tokens, starts, 100_257))
+        )
     return ShardedStream(folder, written, 100_257)
 
 
@@ -59,7 +63,9 @@ def per_step(work: Callable[[int], object], pause: float = 0.0) -> list[float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=2.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +74,11 @@ def main() -> None:
         streams = {name: write_source(folder, name, shards) for name in ("a", "b")}
         loader = Loader(streams, {"a": 3, "b": 1}, SEQ_LEN, 1234)
         drop_cache(folder)
-        rows = {"first pass, after dropping the cache": per_step(lambda step: loader.batch(step * SEQUENCES, SEQUENCES))}
+        rows = {
+            "first pass, after dropping the cache": per_step(
+                lambda step: loader.batch(step * SEQUENCES, SEQUENCES)
+            )
+        }
         rows["again"] = per_step(lambda step: loader.batch(step * SEQUENCES, SEQUENCES))
         ahead = loader.batches(0, SEQUENCES, workers=2)
         next(ahead)
@@ -76,7 +86,10 @@ def main() -> None:
         print(f"{sum(loader.counts):,} sequences of {SEQ_LEN}; {SEQUENCES} a step; {STEPS} steps")
         for name, seconds in rows.items():
             median, worst = statistics.median(seconds), max(seconds)
-            print(f"{name:38} median {median * 1e3:6.2f} ms ({median / STEP_SECONDS:.2%} of a step), worst {worst * 1e3:6.2f} ms")
+            print(
+                f"{name:38} median {median * 1e3:6.2f} ms ({median / STEP_SECONDS:.2%} of a step),"
+                f" worst {worst * 1e3:6.2f} ms"
+            )
 
 
 if __name__ == "__main__":

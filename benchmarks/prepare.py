@@ -1,12 +1,16 @@
-"""`slm2 prepare` against the floor: what tiktoken needs for the same text when nothing is read or written.
+"""`slm2 prepare` against the floor: what tiktoken needs for the same text when nothing
+is read or written.
 
     python benchmarks/prepare.py [--megabytes 104] [--rounds 9]
 
-The text is the embedded corpus, its paragraphs drawn anew into documents of six. Floors: two calls of tiktoken over the texts in memory,
-one by one, and the stage's own call, which gives tiktoken many texts at once; results thrown away, in one process, and in two at once,
-each on half. Ours: the stage that reads units, tokenises, and writes shards, with one worker and with two, timed whole, with the start of
-its processes. All take turns, in another order every round; medians, and the fastest of each beside them. Then one whole preparation, from
-JSON Lines over duplicates to the manifest, stage by stage. One thread per process.
+The text is the embedded corpus, its paragraphs drawn anew into documents of six.
+Floors: two calls of tiktoken over the texts in memory, one by one, and the stage's own
+call, which gives tiktoken many texts at once; results thrown away, in one process, and
+in two at once, each on half. Ours: the stage that reads units, tokenises, and writes
+shards, with one worker and with two, timed whole, with the start of its processes. All
+take turns, in another order every round; medians, and the fastest of each beside them.
+Then one whole preparation, from JSON Lines over duplicates to the manifest, stage by
+stage. One thread per process.
 """
 
 import argparse
@@ -25,9 +29,9 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.data import prepare as module
-from slm2_minimal.data.minhash import batches
-from slm2_minimal.data.stages import cached_tokenizer, ingest_source, tokenise_unit
+from slm2_minimal.prepare import run as module
+from slm2_minimal.prepare.minhash import batches
+from slm2_minimal.prepare.work import cached_tokenizer, ingest_source, tokenise_unit
 from slm2_minimal.text.corpus import load_corpus
 
 # A list of ids, as most programs ask for; an array; the stage's own call.
@@ -56,7 +60,11 @@ def encode_slice(slice_: slice, call: str) -> tuple[float, float]:
         for batch in batches(texts):
             tokenizer.encode_documents(batch)
     else:
-        options = {"allowed_special": set(), "disallowed_special": ()} if call == "encode_to_numpy" else {}
+        options = (
+            {"allowed_special": set(), "disallowed_special": ()}
+            if call == "encode_to_numpy"
+            else {}
+        )
         encode = getattr(tokenizer.encoding, call)  # type: ignore[attr-defined]
         for text in texts:
             encode(text, **options)
@@ -64,9 +72,17 @@ def encode_slice(slice_: slice, call: str) -> tuple[float, float]:
 
 
 def floor(processes: int, call: str) -> float:
-    """Seconds of tiktoken alone, from the first process's first call to the last one's last."""
+    """Seconds of tiktoken alone, from the first process's first call to the last one's
+    last.
+    """
     with ProcessPoolExecutor(processes) as pool:
-        spans = list(pool.map(encode_slice, [slice(i, None, processes) for i in range(processes)], [call] * processes))
+        spans = list(
+            pool.map(
+                encode_slice,
+                [slice(i, None, processes) for i in range(processes)],
+                [call] * processes,
+            )
+        )
     return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
 
@@ -88,7 +104,9 @@ def run_with(run: RunConfig, workers: int) -> RunConfig:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--megabytes", type=int, default=104)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
@@ -110,17 +128,34 @@ def main() -> None:
         for number in range(options.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 seconds[name].append(runs[name]())
-        print(f"{size:.1f} MB in {len(TEXTS):,} documents, MB/s: median of {options.rounds} (fastest), and what ours is of it")
+        print(
+            f"{size:.1f} MB in {len(TEXTS):,} documents, MB/s: median of {options.rounds}"
+            " (fastest), and what ours is of it"
+        )
         for name, processes in names:
-            rates = [size / statistics.median(seconds[name, processes]), size / min(seconds[name, processes])]
-            ours = [size / statistics.median(seconds[OURS, processes]), size / min(seconds[OURS, processes])]
+            rates = [
+                size / statistics.median(seconds[name, processes]),
+                size / min(seconds[name, processes]),
+            ]
+            ours = [
+                size / statistics.median(seconds[OURS, processes]),
+                size / min(seconds[OURS, processes]),
+            ]
             print(
                 f"{name:>18}, {processes} processes {rates[0]:6.2f} ({rates[1]:.2f})   "
                 f"{ours[0] / rates[0]:6.1%} ({ours[1] / rates[1]:.1%})",
                 flush=True,
             )
         begin = time.perf_counter()
-        whole = RunConfig.load("tiny", base | {"data.prepared": str(folder / "whole"), "prepare.duplicates": "near", "prepare.workers": 2})
+        whole = RunConfig.load(
+            "tiny",
+            base
+            | {
+                "data.prepared": str(folder / "whole"),
+                "prepare.duplicates": "near",
+                "prepare.workers": 2,
+            },
+        )
         module.prepare(whole, print)
         print(f"the whole preparation, 2 workers: {size / (time.perf_counter() - begin):.2f} MB/s")
 

@@ -1,10 +1,13 @@
-"""Our training step beside transformers' `StableLmForCausalLM`, on the same weights, batch and optimizer, interleaved in one process.
+"""Our training step beside transformers' `StableLmForCausalLM`, on the same weights,
+batch and optimizer, interleaved in one process.
 
     python benchmarks/train_step.py [--dtype bfloat16|float32] [--rounds 9] [--compile]
 
-A step is forward, loss, backward, clipping, fused AdamW, zero_grad. Reported are medians over the rounds, and the fastest step; the share
-of the matrix-product rate measured in the same run (flops_per_token's count); and each side's peak memory, measured in a process of its
-own. Losses are held against each other first: what is timed computes the same. `--compile` has both sides' blocks compiled, one by one, as
+A step is forward, loss, backward, clipping, fused AdamW, zero_grad. Reported are
+medians over the rounds, and the fastest step; the share of the matrix-product rate
+measured in the same run (flops_per_token's count); and each side's peak memory,
+measured in a process of its own. Losses are held against each other first: what is
+timed computes the same. `--compile` has both sides' blocks compiled, one by one, as
 `parallel.compile` does it; that needs a C++ compiler.
 """
 
@@ -23,11 +26,11 @@ import torch
 
 from slm2_minimal.config import ModelConfig, OptimizerConfig
 from slm2_minimal.data.loader import Batch
+from slm2_minimal.distributed.device import autocast, matmul_rate, pick_device, synchronize
+from slm2_minimal.model.flops import flops_per_token
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.train.device import autocast, matmul_rate, pick_device, synchronize
-from slm2_minimal.train.metrics import flops_per_token
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
-from slm2_minimal.train.trainer import accumulate_gradients
+from slm2_minimal.train.step import accumulate_gradients
 
 CONFIG = ModelConfig(
     vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
@@ -38,9 +41,13 @@ ROWS, TOKENS, RATE = 4, 512, 1e-4
 
 def batch(device: torch.device) -> Batch:
     """Random ids, one document a row, as transformers sees them."""
-    ids = torch.randint(0, CONFIG.vocab_size, (ROWS, TOKENS + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        0, CONFIG.vocab_size, (ROWS, TOKENS + 1), generator=torch.Generator().manual_seed(0)
+    )
     positions = torch.arange(TOKENS).expand(ROWS, TOKENS)
-    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions, torch.zeros_like(positions)).to(device)
+    return Batch(
+        ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions, torch.zeros_like(positions)
+    ).to(device)
 
 
 def ours(device: torch.device, dtype: torch.dtype, compiled: bool) -> Callable[[], float]:
@@ -70,21 +77,36 @@ def compile_blocks(model: Any) -> None:
 
 
 def theirs(device: torch.device, dtype: torch.dtype, compiled: bool) -> Callable[[], float]:
-    """transformers' model from the same weights, its own loss, SDPA attention, the same optimizer settings."""
+    """transformers' model from the same weights, its own loss, SDPA attention, the same
+    optimizer settings.
+    """
     from transformers import StableLmForCausalLM
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         StableLM2(CONFIG).save_pretrained(folder)
-        model = StableLmForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32).to(device).train()
+        model = (
+            StableLmForCausalLM.from_pretrained(
+                folder, attn_implementation="sdpa", dtype=torch.float32
+            )
+            .to(device)
+            .train()
+        )
     if compiled:
         compile_blocks(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     data = batch(device)
 
     def step() -> float:
         with autocast(device, dtype):
-            loss = model(input_ids=data.input_ids, labels=data.labels, shift_labels=data.labels, use_cache=False).loss
+            loss = model(
+                input_ids=data.input_ids,
+                labels=data.labels,
+                shift_labels=data.labels,
+                use_cache=False,
+            ).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -94,11 +116,18 @@ def theirs(device: torch.device, dtype: torch.dtype, compiled: bool) -> Callable
     return step
 
 
-def measure(device: torch.device, dtype: torch.dtype, rounds: int, compiled: bool) -> dict[str, dict[str, float]]:
+def measure(
+    device: torch.device, dtype: torch.dtype, rounds: int, compiled: bool
+) -> dict[str, dict[str, float]]:
     """Seconds per step of both, one step of each in turn."""
-    sides = {"slm2_minimal": ours(device, dtype, compiled), "transformers": theirs(device, dtype, compiled)}
+    sides = {
+        "slm2_minimal": ours(device, dtype, compiled),
+        "transformers": theirs(device, dtype, compiled),
+    }
     losses = {name: step() for name, step in sides.items()}
-    assert abs(losses["slm2_minimal"] - losses["transformers"]) < 0.02, f"not the same work: {losses}"
+    assert abs(losses["slm2_minimal"] - losses["transformers"]) < 0.02, (
+        f"not the same work: {losses}"
+    )
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, step in sides.items():
@@ -121,7 +150,9 @@ def measure(device: torch.device, dtype: torch.dtype, rounds: int, compiled: boo
 
 
 def peak_memory(side: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> float:
-    """MiB at the highest point of three steps: allocated on a GPU; on a CPU resident, above what the imports alone held."""
+    """MiB at the highest point of three steps: allocated on a GPU; on a CPU resident,
+    above what the imports alone held.
+    """
     import transformers  # noqa: F401  both sides start from the same imports
 
     before = resident_peak()
@@ -135,17 +166,25 @@ def peak_memory(side: str, device: torch.device, dtype: torch.dtype, compiled: b
 
 def resident_peak() -> float:
     """The highest resident size of this process so far, in MiB (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 
 def main() -> None:
     """Measure and print one table and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--memory-of", choices=("slm2_minimal", "transformers"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--memory-of", choices=("slm2_minimal", "transformers"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     device, dtype = pick_device("auto"), getattr(torch, options.dtype)
     if options.memory_of:
@@ -153,18 +192,37 @@ def main() -> None:
         return
     results = measure(device, dtype, options.rounds, options.compile)
     for name in ("slm2_minimal", "transformers"):
-        command = [sys.executable, __file__, "--dtype", options.dtype, "--memory-of", name, *(["--compile"] if options.compile else [])]
-        results[name]["peak_mib"] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
-    how = f"{options.dtype}{', compiled' * options.compile} on {device}, {torch.get_num_threads()} threads"
+        command = [
+            sys.executable,
+            __file__,
+            "--dtype",
+            options.dtype,
+            "--memory-of",
+            name,
+            *(["--compile"] if options.compile else []),
+        ]
+        results[name]["peak_mib"] = float(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+        )
+    how = (
+        f"{options.dtype}{', compiled' * options.compile} on {device}, {torch.get_num_threads()}"
+        " threads"
+    )
     print(f"{how}; matrix product {results['peak']['gflops']:,.0f} GFLOP/s")
     for name in ("slm2_minimal", "transformers"):
         row = results[name]
         print(
-            f"{name:<14}{row['tokens_per_second']:>9,.0f} tokens/s {row['seconds'] * 1e3:>8.0f} ms (fastest {row['fastest'] * 1e3:.0f}) "
-            f"{row['share_of_peak']:>7.1%} of peak {row['peak_mib']:>7,.0f} MiB"
+            f"{name:<14}{row['tokens_per_second']:>9,.0f} tokens/s {row['seconds'] * 1e3:>8.0f} ms"
+            f" (fastest {row['fastest'] * 1e3:.0f}) {row['share_of_peak']:>7.1%} of peak"
+            f" {row['peak_mib']:>7,.0f} MiB"
         )
-    ratio = results["slm2_minimal"]["tokens_per_second"] / results["transformers"]["tokens_per_second"]
-    print(f"ratio {ratio:.2f}; of the fastest steps {results['transformers']['fastest'] / results['slm2_minimal']['fastest']:.2f}")
+    ratio = (
+        results["slm2_minimal"]["tokens_per_second"] / results["transformers"]["tokens_per_second"]
+    )
+    print(
+        f"ratio {ratio:.2f}; of the fastest steps"
+        f" {results['transformers']['fastest'] / results['slm2_minimal']['fastest']:.2f}"
+    )
     print(json.dumps(results))
 
 

@@ -1,4 +1,6 @@
-"""Stable LM 2 from scratch: the small exact package that every chapter of the book imports."""
+"""Stable LM 2 from scratch: the small exact package that every chapter of the book
+imports.
+"""
 
 from slm2_minimal.config import ModelConfig, ScheduleConfig
 from slm2_minimal.inference.generate import generate

@@ -49,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="slm2", description="Stable LM 2 from scratch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    epilog = "Any key of the configuration can be laid over: --section.field VALUE. With the preset 'tiny' they are:\n  "
+    epilog = (
+        "Any key of the configuration can be laid over: --section.field VALUE. With the preset"
+        " 'tiny' they are:\n  "
+    )
     epilog += "\n  ".join(_all_keys(RunConfig.preset("tiny").to_dict()))
     for name, call, add_options, summary in (
         (
@@ -61,15 +64,25 @@ def _parser() -> argparse.ArgumentParser:
         ("launch", _launch, _add_launch_options, "check a run, write its scripts, and start it on the GPUs of this machine or on SLURM's"),
     ):  # fmt: skip
         command = commands.add_parser(
-            name, help=summary, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+            name,
+            help=summary,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
-        command.add_argument("config", metavar="CONFIG", help=f"a preset ({', '.join(preset_names())}) or a .toml file")
+        command.add_argument(
+            "config",
+            metavar="CONFIG",
+            help=f"a preset ({', '.join(preset_names())}) or a .toml file",
+        )
         command.set_defaults(call=call)
         add_options(command)
     _add_model_commands(commands)
 
     doctor = commands.add_parser(
-        "doctor", help="what this machine has: devices, formats, measured rates, installed extras", allow_abbrev=False
+        "doctor",
+        help="what this machine has: devices, formats, measured rates, installed extras",
+        allow_abbrev=False,
     )
     doctor.set_defaults(call=_doctor)
     return parser
@@ -77,23 +90,41 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_commands(commands: Any) -> None:
     """What is done with a trained model."""
-    kinds = "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a Hub id"
-    generate = commands.add_parser("generate", help="continue a prompt with a trained model", allow_abbrev=False)
+    kinds = (
+        "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or"
+        " a Hub id"
+    )
+    generate = commands.add_parser(
+        "generate", help="continue a prompt with a trained model", allow_abbrev=False
+    )
     generate.add_argument("model", help=kinds)
     generate.add_argument("--prompt", default="", help="the text to continue; none: free text")
-    generate.add_argument("--tokenizer", help="arcade100k, tiny, or a file; left out: the run's own, else arcade100k")
+    generate.add_argument(
+        "--tokenizer", help="arcade100k, tiny, or a file; left out: the run's own, else arcade100k"
+    )
     generate.add_argument("--max-new-tokens", type=int, default=128)
-    generate.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)"
+    )
     generate.add_argument("--top-k", type=int)
     generate.add_argument("--top-p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, help="the same seed gives the same text")
     generate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     generate.set_defaults(call=_generate)
 
-    export = commands.add_parser("export", help="write a model in Hugging Face's format, for transformers and others", allow_abbrev=False)
+    export = commands.add_parser(
+        "export",
+        help="write a model in Hugging Face's format, for transformers and others",
+        allow_abbrev=False,
+    )
     export.add_argument("model", help=kinds)
     export.add_argument("out", help="the folder to write: new, or empty")
-    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default float32: as trained)")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights (default float32: as trained)",
+    )
     export.set_defaults(call=_export)
 
 
@@ -103,50 +134,120 @@ def _add_prepare_options(command: argparse.ArgumentParser) -> None:
         help="own: processes on this machine (default); local and slurm: the same steps on datatrove's executors, here or on a cluster",
     )  # fmt: skip
     command.add_argument(
-        "--tasks", type=int, metavar="N", help="local, slurm: how many tasks share the files; a task can be run again alone"
+        "--tasks",
+        type=int,
+        metavar="N",
+        help="local, slurm: how many tasks share the files; a task can be run again alone",
     )
     _add_slurm_options(command)
-    command.add_argument("--dry-run", action="store_true", default=None, help="slurm: write the scripts, and submit nothing")
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=None,
+        help="slurm: write the scripts, and submit nothing",
+    )
 
 
 def _add_slurm_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--partition", metavar="NAME", help="slurm: where it runs (default: the cluster's)")
-    command.add_argument("--time", metavar="HH:MM:SS", help="slurm: the limit of a job or task (default 24:00:00)")
     command.add_argument(
-        "--sbatch", metavar="KEY=VALUE", action="append", help="slurm: one more option of sbatch, for example qos=high; may be repeated"
+        "--partition", metavar="NAME", help="slurm: where it runs (default: the cluster's)"
+    )
+    command.add_argument(
+        "--time", metavar="HH:MM:SS", help="slurm: the limit of a job or task (default 24:00:00)"
+    )
+    command.add_argument(
+        "--sbatch",
+        metavar="KEY=VALUE",
+        action="append",
+        help="slurm: one more option of sbatch, for example qos=high; may be repeated",
     )
 
 
 def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
     """What was given of them, by sbatch's long names."""
-    chosen = {"partition": options.partition, "time": options.time} | dict(word.partition("=")[::2] for word in options.sbatch or ())
+    chosen = {"partition": options.partition, "time": options.time} | dict(
+        word.partition("=")[::2] for word in options.sbatch or ()
+    )
     return {key: value for key, value in chosen.items() if value is not None}
 
 
 def _add_train_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--check", action="store_true", help="say what would be trained, or what is wrong, and start nothing")
-    command.add_argument("--gpus", type=int, metavar="N", help="with --check: of a run on N (default: this one's)")
     command.add_argument(
-        "--gpu", metavar="NAME", help="with --check: whose memory has to do, a name as in slm2 plan (default: this machine's)"
+        "--check",
+        action="store_true",
+        help="say what would be trained, or what is wrong, and start nothing",
+    )
+    command.add_argument(
+        "--gpus", type=int, metavar="N", help="with --check: of a run on N (default: this one's)"
+    )
+    command.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help=(
+            "with --check: whose memory has to do, a name as in slm2 plan (default: this machine's)"
+        ),
     )
 
 
 def _add_launch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8, which SLURM gives")
-    command.add_argument("--gpu", metavar="NAME", help="whose memory has to do, a name as in slm2 plan (default: this machine's)")
-    command.add_argument("--out", metavar="DIR", help="where the scripts are written (default: launch/ in train.output_dir)")
-    command.add_argument("--dry-run", action="store_true", help="check and write the scripts, and start nothing")
+    command.add_argument(
+        "--gpus",
+        type=int,
+        required=True,
+        metavar="N",
+        help="in all; above 8, whole nodes of 8, which SLURM gives",
+    )
+    command.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="whose memory has to do, a name as in slm2 plan (default: this machine's)",
+    )
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the scripts are written (default: launch/ in train.output_dir)",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="check and write the scripts, and start nothing"
+    )
     _add_slurm_options(command)
 
 
 def _add_plan_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8")
-    command.add_argument("--gpu", default="a100-40gb", metavar="NAME", help="a100-40gb (default), a100-80gb, h100-80gb or h200-141gb")
-    command.add_argument("--strategy", metavar="NAME", help="single, ddp, zero1, fsdp or hybrid (default: the configuration's)")
-    command.add_argument("--checkpointing", metavar="NAME", help="of activations: none, selective or full (default: the configuration's)")
-    command.add_argument("--tflops", type=float, metavar="X", help="what a GPU achieves, in TFLOP/s (A100 default: 170, the report's)")
-    command.add_argument("--mfu", type=float, metavar="X", help="the same as a share of its peak, for example 0.4")
-    command.add_argument("--usd-per-hour", type=float, metavar="X", help="of one GPU (default: 3.5 for a100-40gb, the report's)")
+    command.add_argument(
+        "--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8"
+    )
+    command.add_argument(
+        "--gpu",
+        default="a100-40gb",
+        metavar="NAME",
+        help="a100-40gb (default), a100-80gb, h100-80gb or h200-141gb",
+    )
+    command.add_argument(
+        "--strategy",
+        metavar="NAME",
+        help="single, ddp, zero1, fsdp or hybrid (default: the configuration's)",
+    )
+    command.add_argument(
+        "--checkpointing",
+        metavar="NAME",
+        help="of activations: none, selective or full (default: the configuration's)",
+    )
+    command.add_argument(
+        "--tflops",
+        type=float,
+        metavar="X",
+        help="what a GPU achieves, in TFLOP/s (A100 default: 170, the report's)",
+    )
+    command.add_argument(
+        "--mfu", type=float, metavar="X", help="the same as a share of its peak, for example 0.4"
+    )
+    command.add_argument(
+        "--usd-per-hour",
+        type=float,
+        metavar="X",
+        help="of one GPU (default: 3.5 for a100-40gb, the report's)",
+    )
 
 
 def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
@@ -161,26 +262,38 @@ def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     for name in ("tasks", "partition", "time", "sbatch", "dry_run"):
-        if getattr(options, name) is not None and options.executor != "slurm" and (options.executor, name) != ("local", "tasks"):
-            raise UserError(f"--{name.replace('_', '-')}: means nothing to --executor {options.executor}; leave it out, or use slurm")
-    run, say = RunConfig.load(options.config, parse_overrides(rest)), functools.partial(print, flush=True)
+        if (
+            getattr(options, name) is not None
+            and options.executor != "slurm"
+            and (options.executor, name) != ("local", "tasks")
+        ):
+            raise UserError(
+                f"--{name.replace('_', '-')}: means nothing to --executor {options.executor}; leave"
+                " it out, or use slurm"
+            )
+    run, say = (
+        RunConfig.load(options.config, parse_overrides(rest)),
+        functools.partial(print, flush=True),
+    )
     if options.executor == "own":
-        from slm2_minimal.data.prepare import prepare
+        from slm2_minimal.prepare.run import prepare
 
         prepare(run, say)
         return
-    from slm2_minimal.data.cluster import run_local, run_slurm
+    from slm2_minimal.prepare.cluster import run_local, run_slurm
 
     if options.executor == "local":
         run_local(run, options.tasks, say)
     else:
-        run_slurm(run, options.tasks, _slurm_options(options), dry_run=bool(options.dry_run), say=say)
+        run_slurm(
+            run, options.tasks, _slurm_options(options), dry_run=bool(options.dry_run), say=say
+        )
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.train.launch import check
+    from slm2_minimal.distributed.world import World
+    from slm2_minimal.launch.check import check
     from slm2_minimal.train.trainer import Trainer
-    from slm2_minimal.train.world import World
 
     config = RunConfig.load(options.config, parse_overrides(rest))
     if options.check:
@@ -189,44 +302,74 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         return
     if options.gpus is not None or options.gpu is not None:
         raise UserError(
-            f"--gpu{'s' * (options.gpus is not None)}: goes with --check; slm2 launch {options.config} starts several processes"
+            f"--gpu{'s' * (options.gpus is not None)}: goes with --check; slm2 launch"
+            f" {options.config} starts several processes"
         )
     with World.joined(config.train.device) as world:
         Trainer(config, world).run()
 
 
 def _launch(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.train.launch import launch
+    from slm2_minimal.launch.launch import launch
 
-    config, folder = RunConfig.load(options.config, parse_overrides(rest)), None if options.out is None else Path(options.out)
+    config, folder = (
+        RunConfig.load(options.config, parse_overrides(rest)),
+        (None if options.out is None else Path(options.out)),
+    )
     words, say = [options.config, *rest], functools.partial(print, flush=True)
-    launch(config, words, options.gpus, options.gpu, folder, _slurm_options(options), dry_run=options.dry_run, say=say)
+    launch(
+        config,
+        words,
+        options.gpus,
+        options.gpu,
+        folder,
+        _slurm_options(options),
+        dry_run=options.dry_run,
+        say=say,
+    )
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.train.planner import plan, table
+    from slm2_minimal.launch.planner import plan, table
 
     config = RunConfig.load(options.config, parse_overrides(rest))
     given = {"tflops": options.tflops, "mfu": options.mfu, "usd_per_hour": options.usd_per_hour}
-    print(table(config, plan(config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given)))
+    print(
+        table(
+            config,
+            plan(
+                config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given
+            ),
+        )
+    )
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> None:
+    from slm2_minimal.distributed.checkpoint import load_model
+    from slm2_minimal.distributed.device import pick_device
     from slm2_minimal.inference.generate import stream_text
     from slm2_minimal.text.tokenizer import load_tokenizer
-    from slm2_minimal.train.checkpoint import load_model
-    from slm2_minimal.train.device import pick_device
 
-    given = load_tokenizer(options.tokenizer) if options.tokenizer else None  # before the model, which takes longer
+    given = (
+        load_tokenizer(options.tokenizer) if options.tokenizer else None
+    )  # before the model, which takes longer
     model, tokenizer_name = load_model(options.model)
-    tokenizer, model = given or load_tokenizer(tokenizer_name or "arcade100k"), model.to(pick_device(options.device))
+    tokenizer, model = (
+        given or load_tokenizer(tokenizer_name or "arcade100k"),
+        model.to(pick_device(options.device)),
+    )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; "
-            "name the one it was trained with"
+            f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
+            f" {model.config.vocab_size}; name the one it was trained with"
         )
     print(options.prompt, end="", flush=True)
-    sampling = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p, "seed": options.seed}
+    sampling = {
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "seed": options.seed,
+    }
     for piece in stream_text(model, tokenizer, options.prompt, options.max_new_tokens, **sampling):
         print(piece, end="", flush=True)
     print()
@@ -235,11 +378,13 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
     import torch
 
-    from slm2_minimal.train.checkpoint import load_model
+    from slm2_minimal.distributed.checkpoint import load_model
 
     out = Path(options.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"out = {options.out!r}: is there already; name a new folder, or an empty one")
+        raise UserError(
+            f"out = {options.out!r}: is there already; name a new folder, or an empty one"
+        )
     model, tokenizer_name = load_model(options.model)
     model.to(getattr(torch, options.dtype)).save_pretrained(out)
     trained = "" if tokenizer_name is None else f"; its tokenizer is {tokenizer_name}"
@@ -247,7 +392,7 @@ def _export(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.train.doctor import report
+    from slm2_minimal.launch.doctor import report
 
     for line in report():
         print(line, flush=True)

@@ -1,4 +1,6 @@
-"""What the unit tests share: repeatable property tests, no network, and the two tokenizers, loaded once."""
+"""What the unit tests share: repeatable property tests, no network, and the two
+tokenizers, loaded once.
+"""
 
 import socket
 from collections.abc import Callable
@@ -9,20 +11,38 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from slm2_minimal.text.tokenizer import (
+    Arcade100k,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 
-# derandomize: the same examples on every run, so that a failure in CI is one that can be repeated.
-settings.register_profile("slm2", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+# derandomize: the same examples on every run, so that a failure in CI is one that can
+# be repeated.
+settings.register_profile(
+    "slm2",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("slm2")
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anything but this machine itself is out of reach; processes that talk to each other here may."""
+    """Anything but this machine itself is out of reach; processes that talk to each
+    other here may.
+    """
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        ):
             raise OSError(f"a test tried to reach {address}")
         connect(self, address)
 
@@ -44,12 +64,15 @@ def tiny() -> SentencePieceTokenizer:
 
 
 @pytest.fixture(scope="session", params=["arcade100k", "tiny"])
-def tokenizer(request: pytest.FixtureRequest, arcade: Arcade100k, tiny: SentencePieceTokenizer) -> Tokenizer:
+def tokenizer(
+    request: pytest.FixtureRequest, arcade: Arcade100k, tiny: SentencePieceTokenizer
+) -> Tokenizer:
     """A test that asks for this runs with each tokenizer."""
     return arcade if request.param == "arcade100k" else tiny
 
 
-# A run small enough for tests: one layer, a few hundred steps a minute, on a slice of the embedded corpus.
+# A run small enough for tests: one layer, a few hundred steps a minute, on a slice of
+# the embedded corpus.
 OVERRIDES: dict[str, Any] = {
     "model.hidden_size": 32,
     "model.intermediate_size": 64,
@@ -82,9 +105,13 @@ OVERRIDES: dict[str, Any] = {
 
 @pytest.fixture
 def small_run(tmp_path: Path) -> Callable[..., RunConfig]:
-    """`small_run(name="run", **{"section.field": value})`: the configuration of a small run under tmp_path."""
+    """`small_run(name="run", **{"section.field": value})`: the configuration of a small
+    run under tmp_path.
+    """
 
     def make(name: str = "run", **changes: Any) -> RunConfig:
-        return RunConfig.load("tiny", OVERRIDES | {"train.output_dir": str(tmp_path / name)} | changes)
+        return RunConfig.load(
+            "tiny", OVERRIDES | {"train.output_dir": str(tmp_path / name)} | changes
+        )
 
     return make

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: exit codes, one line on stderr, help, and a run from training to text."""
+"""The command line as a user meets it: exit codes, one line on stderr, help, and a run
+from training to text.
+"""
 
 import json
 import runpy
@@ -15,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from slm2_minimal import generate, load_tokenizer
 from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig, parse_overrides
-from slm2_minimal.train.checkpoint import load_model
+from slm2_minimal.distributed.checkpoint import load_model
 from slm2_minimal.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -59,16 +61,25 @@ Run = Callable[..., tuple[int, str, str]]
 
 def write_config(folder: Path) -> Path:
     """A run of two steps on forty letters, everything under `folder`."""
-    records = [{"id": f"letter-{i}", "language": "en", "text": f"Dear friend {i}, it rained all week."} for i in range(40)]
+    records = [
+        {"id": f"letter-{i}", "language": "en", "text": f"Dear friend {i}, it rained all week."}
+        for i in range(40)
+    ]
     (folder / "letters.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     path = folder / "small.toml"
-    path.write_text(CONFIG.replace("SOURCE", str(folder / "letters.jsonl")).replace("OUTPUT", str(folder / "run")))
+    path.write_text(
+        CONFIG.replace("SOURCE", str(folder / "letters.jsonl")).replace(
+            "OUTPUT", str(folder / "run")
+        )
+    )
     return path
 
 
 @pytest.fixture
 def slm2(capfd: pytest.CaptureFixture[str]) -> Run:
-    """`slm2(*words)` -> (exit code, stdout, stderr), in this process. File descriptors are read, so that no library goes unheard."""
+    """`slm2(*words)` -> (exit code, stdout, stderr), in this process. File descriptors
+    are read, so that no library goes unheard.
+    """
 
     def run(*words: object) -> tuple[int, str, str]:
         capfd.readouterr()
@@ -117,12 +128,43 @@ def test_help(slm2: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("train", ["CONFIG", "laptop, stablelm-2-1_6b, ", "--section.field VALUE", "--model.hidden_size 256\n", "--check", "--gpus N"]),
+        (
+            "train",
+            [
+                "CONFIG",
+                "laptop, stablelm-2-1_6b, ",
+                "--section.field VALUE",
+                "--model.hidden_size 256\n",
+                "--check",
+                "--gpus N",
+            ],
+        ),
         (
             "launch",
-            ["CONFIG", "--gpus N", "--gpu NAME", "--dry-run", "--out DIR", "--partition NAME", "--sbatch KEY=VALUE", "--train.steps 1200"],
+            [
+                "CONFIG",
+                "--gpus N",
+                "--gpu NAME",
+                "--dry-run",
+                "--out DIR",
+                "--partition NAME",
+                "--sbatch KEY=VALUE",
+                "--train.steps 1200",
+            ],
         ),
-        ("generate", ["--prompt", "--tokenizer", "--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--device"]),
+        (
+            "generate",
+            [
+                "--prompt",
+                "--tokenizer",
+                "--max-new-tokens",
+                "--temperature",
+                "--top-k",
+                "--top-p",
+                "--seed",
+                "--device",
+            ],
+        ),
         ("export", ["model", "out", "--dtype", "float32", "bfloat16"]),
         ("doctor", ["usage: slm2 doctor"]),
     ],
@@ -135,12 +177,24 @@ def test_help_of_a_command(slm2: Run, command: str, words: list[str]) -> None:
 
 
 def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
-    """All keys with their values, laid over an empty file, make the preset that the help speaks of."""
-    lines = [line for line in slm2("train", "--help")[1].splitlines() if line.startswith("  --") and "." in line.split()[0]]
-    assert [line.split()[0] for line in lines if line.endswith(" (not set)")].count("--train.start_from") == 1
-    words = [word for line in lines if not line.endswith(" (not set)") for word in shlex.split(line)]
+    """All keys with their values, laid over an empty file, make the preset that the
+    help speaks of.
+    """
+    lines = [
+        line
+        for line in slm2("train", "--help")[1].splitlines()
+        if line.startswith("  --") and "." in line.split()[0]
+    ]
+    assert [line.split()[0] for line in lines if line.endswith(" (not set)")].count(
+        "--train.start_from"
+    ) == 1
+    words = [
+        word for line in lines if not line.endswith(" (not set)") for word in shlex.split(line)
+    ]
     (tmp_path / "empty.toml").write_text("")
-    assert RunConfig.load(tmp_path / "empty.toml", parse_overrides(words)) == RunConfig.preset("tiny")
+    assert RunConfig.load(tmp_path / "empty.toml", parse_overrides(words)) == RunConfig.preset(
+        "tiny"
+    )
 
 
 # Wrong words: exit code 2, one line
@@ -154,27 +208,63 @@ def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
         (["train"], ["CONFIG", "see slm2 train --help"]),
         (["train", "tony"], ["preset = 'tony'", "choose one of laptop, stablelm-2-1_6b, "]),
         (["train", "nowhere.toml"], ["config = 'nowhere.toml': No such file"]),
-        (["train", "tiny", "--train.stepz", "3"], ["train.stepz = 3: unknown key; did you mean 'steps'?"]),
-        (["train", "tiny", "--train.peak_rate", "1"], ["train.peak_rate = 1: unknown key; did you mean 'schedule.peak_rate'?"]),
-        (["train", "tiny", "--data.weight", "1"], ["data.weight = 1: unknown key; known are prepared, "]),
+        (
+            ["train", "tiny", "--train.stepz", "3"],
+            ["train.stepz = 3: unknown key; did you mean 'steps'?"],
+        ),
+        (
+            ["train", "tiny", "--train.peak_rate", "1"],
+            ["train.peak_rate = 1: unknown key; did you mean 'schedule.peak_rate'?"],
+        ),
+        (
+            ["train", "tiny", "--data.weight", "1"],
+            ["data.weight = 1: unknown key; known are prepared, "],
+        ),
         (["train", "tiny", "--train.steps", "ten"], ["train.steps = 'ten'", "valid integer"]),
         (["train", "tiny", "--train.steps"], ["train.steps: missing"]),
         (["train", "tiny", "--train.steps", "-1"], ["train.steps = -1", "greater than 0"]),
         (["train", "tiny", "--steps", "3"], ["argument = '--steps'", "--section.field value"]),
         (["train", "tiny", "extra"], ["argument = 'extra'"]),
         (["train", "tiny", "--data.tokenizer", "gpt2"], ["tokenizer = 'gpt2': unknown"]),
-        (["train", "tiny", "--data.sources.web.path", "nowhere.txt"], ["path = 'nowhere.txt': no such file"]),
-        (["train", "tiny", "--data.tokenizer", "arcade100k"], ["model.vocab_size = 1024", "100289 ids"]),
+        (
+            ["train", "tiny", "--data.sources.web.path", "nowhere.txt"],
+            ["path = 'nowhere.txt': no such file"],
+        ),
+        (
+            ["train", "tiny", "--data.tokenizer", "arcade100k"],
+            ["model.vocab_size = 1024", "100289 ids"],
+        ),
         (["train", "stablelm-2-1_6b"], ["data.sources = {}: nothing to read"]),
-        (["train", "stablelm-2-1_6b", "--check", "--gpus", "512"], ["data.sources = {}: nothing to read"]),
-        (["train", "laptop", "--check"], ["data.prepared = 'prepared/laptop': manifest.json: No such file or directory; run slm2 prepare"]),
-        (["train", "tiny", "--check", "--gpus", "3"], ["train.global_batch_tokens = 512", "the nearest is 1536"]),
+        (
+            ["train", "stablelm-2-1_6b", "--check", "--gpus", "512"],
+            ["data.sources = {}: nothing to read"],
+        ),
+        (
+            ["train", "laptop", "--check"],
+            [
+                "data.prepared = 'prepared/laptop': manifest.json: No such file or directory; run"
+                " slm2 prepare"
+            ],
+        ),
+        (
+            ["train", "tiny", "--check", "--gpus", "3"],
+            ["train.global_batch_tokens = 512", "the nearest is 1536"],
+        ),
         (["train", "tiny", "--check", "--gpus", "many"], ["--gpus", "'many'"]),
-        (["train", "tiny", "--gpus", "2"], ["--gpus: goes with --check; slm2 launch tiny starts several"]),
-        (["train", "tiny", "--gpu", "a100-40gb"], ["--gpu: goes with --check; slm2 launch tiny starts several"]),
+        (
+            ["train", "tiny", "--gpus", "2"],
+            ["--gpus: goes with --check; slm2 launch tiny starts several"],
+        ),
+        (
+            ["train", "tiny", "--gpu", "a100-40gb"],
+            ["--gpu: goes with --check; slm2 launch tiny starts several"],
+        ),
         (["launch", "tiny"], ["--gpus", "see slm2 launch --help"]),
         (["launch", "stablelm-2-1_6b", "--gpus", "512"], ["data.sources = {}: nothing to read"]),
-        (["launch", "stablelm-2-1_6b", "--gpus", "500", "--dry-run"], ["gpus = 500", "the nearest is 496"]),
+        (
+            ["launch", "stablelm-2-1_6b", "--gpus", "500", "--dry-run"],
+            ["gpus = 500", "the nearest is 496"],
+        ),
         (["launch", "tiny", "--gpus", "1", "--train.stepz", "3"], ["train.stepz = 3: unknown key"]),
         (["export"], ["model, out", "see slm2 export --help"]),
         (["export", "x", "y", "--dtype", "float16"], ["--dtype", "'float16'"]),
@@ -183,21 +273,31 @@ def test_the_help_can_be_typed_as_it_stands(slm2: Run, tmp_path: Path) -> None:
         (["generate"], ["model", "see slm2 generate --help"]),
         (["generate", "x", "--top-k", "few"], ["--top-k", "'few'"]),
         (["generate", "x", "--device", "tpu"], ["--device", "'tpu'"]),
-        (["generate", "x", "--tempreature", "1"], ["argument = '--tempreature'", "slm2 generate --help"]),
+        (
+            ["generate", "x", "--tempreature", "1"],
+            ["argument = '--tempreature'", "slm2 generate --help"],
+        ),
         (["generate", "x", "--temp", "1"], ["argument = '--temp'"]),
         (["generate", "/nowhere/at/all"], ["'/nowhere/at/all': no such folder"]),
-        (["generate", "owner/name", "--tokenizer", "tiny"], ["path = 'owner/name': neither a local folder nor to be had from the Hub ("]),
+        (
+            ["generate", "owner/name", "--tokenizer", "tiny"],
+            ["path = 'owner/name': neither a local folder nor to be had from the Hub ("],
+        ),
         (["generate", "/nowhere/at/all", "--tokenizer", "gpt2"], ["tokenizer = 'gpt2': unknown"]),
         (["doctor", "--fast"], ["argument = '--fast'"]),
     ],
     ids=" ".join,
 )
-def test_wrong_words(slm2: Run, words: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_words(
+    slm2: Run, words: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = slm2(*words)
     says(result, 2, *parts)
     assert result[1] == ""
-    assert list(tmp_path.iterdir()) == []  # nothing is written before everything is known to be right
+    assert (
+        list(tmp_path.iterdir()) == []
+    )  # nothing is written before everything is known to be right
 
 
 # From training to text
@@ -214,27 +314,60 @@ def test_train_and_go_on(slm2: Run, tmp_path: Path) -> None:
     assert code == 0
     assert "going on after step 2" in out
     assert "step 3/3" in out
-    assert sorted(p.name for p in (tmp_path / "run").glob("step-*")) == ["step-00000002", "step-00000003"]
-    says(slm2("train", path, "--data.seed", "5"), 2, "data.seed = 5", "has 1234", "--train.output_dir")
+    assert sorted(p.name for p in (tmp_path / "run").glob("step-*")) == [
+        "step-00000002",
+        "step-00000003",
+    ]
+    says(
+        slm2("train", path, "--data.seed", "5"),
+        2,
+        "data.seed = 5",
+        "has 1234",
+        "--train.output_dir",
+    )
 
 
-def test_check_and_launch_start_nothing(slm2: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check is that of as many processes as are named, or as there are; a dry run also writes the scripts, where it is told to."""
+def test_check_and_launch_start_nothing(
+    slm2: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check is that of as many processes as are named, or as there are; a dry run
+    also writes the scripts, where it is told to.
+    """
     path, words = write_config(tmp_path), ["--train.steps", "3"]
     code, one, err = slm2("train", path, *words, "--check")
     assert (code, err) == (0, "")
     assert one.startswith("processes   1 = 1 node of 1; single\nbatch       256 tokens = ")
-    assert slm2("train", path, *words, "--check", "--gpus", "2", "--gpu", "a100-40gb")[1].count(" of 40.0 on a100-40gb (planned)\n") == 1
+    assert (
+        slm2("train", path, *words, "--check", "--gpus", "2", "--gpu", "a100-40gb")[1].count(
+            " of 40.0 on a100-40gb (planned)\n"
+        )
+        == 1
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     two = slm2("train", path, *words, "--check")[1]
     assert two.startswith("processes   2 = 1 node of 2; zero1\n")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "letters.jsonl", path]
     code, out, err = slm2(
-        "launch", path, *words, "--gpus", "2", "--dry-run", "--out", tmp_path / "out", "--sbatch", "qos=high", "--time", "1:00"
+        "launch",
+        path,
+        *words,
+        "--gpus",
+        "2",
+        "--dry-run",
+        "--out",
+        tmp_path / "out",
+        "--sbatch",
+        "qos=high",
+        "--time",
+        "1:00",
     )
     assert (code, err) == (0, "")
     assert out == f"{two}nothing was started; to do it: sbatch {tmp_path}/out/slurm.sh\n"
-    assert (tmp_path / "out" / "torchrun.sh").read_text().endswith(f"-m slm2_minimal.train {path} --train.steps 3\n")
+    assert (
+        (tmp_path / "out" / "torchrun.sh")
+        .read_text()
+        .endswith(f"-m slm2_minimal train {path} --train.steps 3\n")
+    )
     text = (tmp_path / "out" / "slurm.sh").read_text()
     assert "#SBATCH --time=1:00\n" in text
     assert "#SBATCH --qos=high\n" in text
@@ -245,7 +378,15 @@ def test_check_and_launch_start_nothing(slm2: Run, tmp_path: Path, monkeypatch: 
 def test_launch_two_processes_here(tmp_path: Path) -> None:
     """torchrun takes the place of the command, which so ends with its exit code."""
     slm2 = Path(sys.executable).parent / "slm2"
-    words = [slm2, "launch", write_config(tmp_path), "--gpus", "2", "--train.global_batch_tokens", "512"]
+    words = [
+        slm2,
+        "launch",
+        write_config(tmp_path),
+        "--gpus",
+        "2",
+        "--train.global_batch_tokens",
+        "512",
+    ]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("processes   2 = 1 node of 2; zero1\n")
@@ -254,19 +395,29 @@ def test_launch_two_processes_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("steps", "code"), [("1", 0), ("0", 2)])
-def test_train_as_a_module(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, code: int) -> None:
-    """`python -m slm2_minimal.train CONFIG ...`, the form that launchers want."""
-    words = ["python", str(config), f"--train.steps={steps}", "--train.output_dir", str(tmp_path / "run")]
+def test_train_as_a_module(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str, code: int
+) -> None:
+    """`python -m slm2_minimal train CONFIG ...`, the form that launchers want."""
+    words = [
+        "python",
+        str(config),
+        f"--train.steps={steps}",
+        "--train.output_dir",
+        str(tmp_path / "run"),
+    ]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
-        runpy.run_module("slm2_minimal.train", run_name="__main__", alter_sys=True)
+        runpy.run_module("slm2_minimal", run_name="__main__", alter_sys=True)
     assert stop.value.code == code
     assert (tmp_path / "run" / "step-00000001" / "state.json").exists() == (code == 0)
 
 
 def test_the_installed_command_and_its_exit_code() -> None:
     slm2 = Path(sys.executable).parent / "slm2"
-    done = subprocess.run([slm2, "train", "tony"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [slm2, "train", "tony"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("slm2: preset = 'tony'")
     assert done.stderr.count("\n") == 1
@@ -285,20 +436,30 @@ def test_generate(slm2: Run, run_folder: Path) -> None:
     assert slm2(*words, "--temperature", "1", "--seed", "1")[1] == drawn[1] != drawn[2]
 
 
-def test_generate_takes_a_checkpoint_and_a_folder_for_transformers(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
+def test_generate_takes_a_checkpoint_and_a_folder_for_transformers(
+    slm2: Run, run_folder: Path, tmp_path: Path
+) -> None:
     words = ("--prompt", "Dear", "--max-new-tokens", "8", "--temperature", "0")
     expected = slm2("generate", run_folder, *words)[1]
     (saved,) = run_folder.glob("step-*")
     assert slm2("generate", saved, *words) == (0, expected, "")
     out = tmp_path / "out"
-    assert slm2("export", run_folder, out) == (0, f"{out}: 76,064 parameters in float32; its tokenizer is tiny\n", "")
+    assert slm2("export", run_folder, out) == (
+        0,
+        f"{out}: 76,064 parameters in float32; its tokenizer is tiny\n",
+        "",
+    )
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
     assert slm2("generate", out, "--tokenizer", "tiny", *words) == (0, expected, "")
-    says(slm2("generate", out, *words), 2, "tokenizer = 'arcade100k': has 100289 ids, the model 1024")
+    says(
+        slm2("generate", out, *words), 2, "tokenizer = 'arcade100k': has 100289 ids, the model 1024"
+    )
 
 
 def test_export(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
-    """The weights of the checkpoint, in a format that `transformers` loads; in bfloat16 rounded to it. Nothing is written over."""
+    """The weights of the checkpoint, in a format that `transformers` loads; in bfloat16
+    rounded to it. Nothing is written over.
+    """
     (saved,) = run_folder.glob("step-*")
     weights = load_model(str(run_folder))[0].state_dict()
     for dtype in (torch.float32, torch.bfloat16):
@@ -308,9 +469,16 @@ def test_export(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
         assert written.keys() == weights.keys()
         assert all(torch.equal(written[name], weight.to(dtype)) for name, weight in weights.items())
     before = (out / "model.safetensors").read_bytes()
-    says(slm2("export", saved, out), 2, f"out = {str(out)!r}: is there already; name a new folder, or an empty one")
+    says(
+        slm2("export", saved, out),
+        2,
+        f"out = {str(out)!r}: is there already; name a new folder, or an empty one",
+    )
     assert (out / "model.safetensors").read_bytes() == before
-    assert slm2("export", out, tmp_path / "again")[:2] == (0, f"{tmp_path}/again: 76,064 parameters in float32\n")
+    assert slm2("export", out, tmp_path / "again")[:2] == (
+        0,
+        f"{tmp_path}/again: 76,064 parameters in float32\n",
+    )
 
 
 def test_generate_without_a_prompt(slm2: Run, run_folder: Path) -> None:
@@ -319,13 +487,26 @@ def test_generate_without_a_prompt(slm2: Run, run_folder: Path) -> None:
     assert out != "\n"
 
 
-def test_generate_stops_at_the_end_of_text(slm2: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a vocabulary whose end of text is the id that greedy decoding draws first, nothing follows the prompt."""
+def test_generate_stops_at_the_end_of_text(
+    slm2: Run, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a vocabulary whose end of text is the id that greedy decoding draws first,
+    nothing follows the prompt.
+    """
     stopping = load_tokenizer("tiny")
     model, _ = load_model(str(run_folder))
     prompt = torch.tensor([stopping.encode("Dear")])
     stopping.eos_token_id = int(generate(model, prompt, 1, temperature=0)[0, -1])
-    words = ("generate", run_folder, "--prompt", "Dear", "--temperature", "0", "--max-new-tokens", "8")
+    words = (
+        "generate",
+        run_folder,
+        "--prompt",
+        "Dear",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "8",
+    )
     assert len(slm2(*words)[1]) > len("Dear\n")
     monkeypatch.setattr("slm2_minimal.text.tokenizer.load_tokenizer", lambda name: stopping)
     assert slm2(*words)[1] == "Dear\n"
@@ -338,12 +519,17 @@ def test_generate_stops_at_the_end_of_text(slm2: Run, run_folder: Path, monkeypa
         (["--temperature", "-1"], ["temperature = -1.0", "0 is greedy"]),
         (["--top-p", "1.5"], ["top_p = 1.5"]),
         (["--top-k", "0"], ["top_k = 0"]),
-        (["--tokenizer", "arcade100k"], ["tokenizer = 'arcade100k': has 100289 ids, the model 1024"]),
+        (
+            ["--tokenizer", "arcade100k"],
+            ["tokenizer = 'arcade100k': has 100289 ids, the model 1024"],
+        ),
         (["--tokenizer", "nowhere.model"], ["tokenizer = 'nowhere.model': No such file"]),
     ],
     ids=" ".join,
 )
-def test_generate_with_what_cannot_be(slm2: Run, run_folder: Path, words: list[str], parts: list[str]) -> None:
+def test_generate_with_what_cannot_be(
+    slm2: Run, run_folder: Path, words: list[str], parts: list[str]
+) -> None:
     says(slm2("generate", run_folder, "--max-new-tokens", "8", *words), 2, *parts)
 
 
@@ -352,7 +538,11 @@ def test_generate_from_a_damaged_run(slm2: Run, tmp_path: Path) -> None:
     (weights,) = (tmp_path / "run" / "step-00000002").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     says(slm2("generate", tmp_path / "run"), 2, f"{weights.name} is missing or altered")
-    says(slm2("export", tmp_path / "run", tmp_path / "out"), 2, f"{weights.name} is missing or altered")
+    says(
+        slm2("export", tmp_path / "run", tmp_path / "out"),
+        2,
+        f"{weights.name} is missing or altered",
+    )
     assert not (tmp_path / "out").exists()
     says(slm2("generate", tmp_path), 2, "config.json")
 
@@ -360,7 +550,16 @@ def test_generate_from_a_damaged_run(slm2: Run, tmp_path: Path) -> None:
 def test_doctor(slm2: Run) -> None:
     code, out, err = slm2("doctor")
     assert (code, err) == (0, "")
-    for part in ("python 3.", "torch", "matrix product", "GFLOP/s", "memory copy", "extra hf", "arcade100k: 100,289 ids at hand", "disk: "):
+    for part in (
+        "python 3.",
+        "torch",
+        "matrix product",
+        "GFLOP/s",
+        "memory copy",
+        "extra hf",
+        "arcade100k: 100,289 ids at hand",
+        "disk: ",
+    ):
         assert part in out
 
 
@@ -368,12 +567,25 @@ def test_doctor(slm2: Run) -> None:
 
 
 def test_a_run_that_blows_up(slm2: Run, tmp_path: Path) -> None:
-    result = slm2("train", write_config(tmp_path), "--schedule.peak_rate", "1e36", "--train.prompts", "[]", "--train.validate_every", "9")
+    result = slm2(
+        "train",
+        write_config(tmp_path),
+        "--schedule.peak_rate",
+        "1e36",
+        "--train.prompts",
+        "[]",
+        "--train.validate_every",
+        "9",
+    )
     says(result, 1, "TrainingError: loss = ", "not finite, again and again; nothing was updated")
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("out of memory"), OSError(28, "No space left on device")])
-def test_failures(slm2: Run, config: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+@pytest.mark.parametrize(
+    "failure", [RuntimeError("out of memory"), OSError(28, "No space left on device")]
+)
+def test_failures(
+    slm2: Run, config: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     def fail(self: Trainer) -> None:
         raise failure
 

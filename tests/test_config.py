@@ -1,4 +1,6 @@
-"""The configurations: the report's numbers as literals, and one line for every way to get them wrong."""
+"""The configurations: the report's numbers as literals, and one line for every way to
+get them wrong.
+"""
 
 import dataclasses
 import json
@@ -25,8 +27,8 @@ from slm2_minimal.config import (
     parse_overrides,
     preset_names,
     read_toml,
-    whole_file,
 )
+from slm2_minimal.files import whole_file
 from tests.complaints import config_error as complaint
 
 FULL = "stablelm-2-1_6b"
@@ -37,10 +39,18 @@ FULL = "stablelm-2-1_6b"
 
 def test_a_config_cannot_be_changed() -> None:
     run = RunConfig.preset("tiny")
-    for target, field in ((run, "model"), (run.model, "vocab_size"), (run.schedule, "kind"), (run.data.sources["en"], "weight")):
+    for target, field in (
+        (run, "model"),
+        (run.model, "vocab_size"),
+        (run.schedule, "kind"),
+        (run.data.sources["en"], "weight"),
+    ):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(target, field, getattr(target, field))
-    assert {ModelConfig(), ModelConfig(), ModelConfig(vocab_size=200_000)} == {ModelConfig(), ModelConfig(vocab_size=200_000)}
+    assert {ModelConfig(), ModelConfig(), ModelConfig(vocab_size=200_000)} == {
+        ModelConfig(),
+        ModelConfig(vocab_size=200_000),
+    }
 
 
 def test_replace_makes_a_checked_copy() -> None:
@@ -72,24 +82,64 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
     (ModelConfig, {"hidden_act": "gelu"}, "model.hidden_act = 'gelu'", "'silu'"),
     (ModelConfig, {"layer_norm_eps": 0.0}, "model.layer_norm_eps = 0.0", "greater than 0"),
     (ModelConfig, {"rope_theta": float("inf")}, "model.rope_theta = inf", "finite"),
-    (ModelConfig, {"partial_rotary_factor": 1.5}, "model.partial_rotary_factor = 1.5", "less than or equal to 1"),
-    (ModelConfig, {"partial_rotary_factor": float("nan")}, "model.partial_rotary_factor = nan", "less than or equal to 1"),
+    (
+        ModelConfig,
+        {"partial_rotary_factor": 1.5},
+        "model.partial_rotary_factor = 1.5",
+        "less than or equal to 1",
+    ),
+    (
+        ModelConfig,
+        {"partial_rotary_factor": float("nan")},
+        "model.partial_rotary_factor = nan",
+        "less than or equal to 1",
+    ),
     (ModelConfig, {"partial_rotary_factor": 0.27}, "model.partial_rotary_factor = 0.27", "even"),
     (ModelConfig, {"hidden_size": 2050}, "model.hidden_size = 2050", "nearest is 2048"),
-    (ModelConfig, {"num_key_value_heads": 5}, "model.num_key_value_heads = 5", "divide num_attention_heads = 32"),
+    (
+        ModelConfig,
+        {"num_key_value_heads": 5},
+        "model.num_key_value_heads = 5",
+        "divide num_attention_heads = 32",
+    ),
     (ModelConfig, {"vocab_size": 1000}, "model.bos_token_id = 100257", "below vocab_size = 1000"),
-    (ModelConfig, {"eos_token_id": 100_352}, "model.eos_token_id = 100352", "below vocab_size = 100352"),
+    (
+        ModelConfig,
+        {"eos_token_id": 100_352},
+        "model.eos_token_id = 100352",
+        "below vocab_size = 100352",
+    ),
     (ModelConfig, {"hiden_size": 64}, "model.hiden_size = 64", "did you mean 'hidden_size'"),
     (ModelConfig, {"zzz": 64}, "model.zzz = 64", "known are bos_token_id, "),
     (ScheduleConfig, {"kind": "linear"}, "schedule.kind = 'linear'", "'hybrid', 'cosine'"),
     (ScheduleConfig, {"peak_rate": -1e-3}, "schedule.peak_rate = -0.001", "greater than 0"),
     (ScheduleConfig, {"min_rate": 2e-3}, "schedule.min_rate = 0.002", "below peak_rate = 0.001"),
-    (ScheduleConfig, {"min_rate": float("nan")}, "schedule.min_rate = nan", "greater than or equal to 0"),
-    (ScheduleConfig, {"cooldown_start": 10}, "schedule.cooldown_start = 10, cooldown_steps = None", "both or neither"),
+    (
+        ScheduleConfig,
+        {"min_rate": float("nan")},
+        "schedule.min_rate = nan",
+        "greater than or equal to 0",
+    ),
+    (
+        ScheduleConfig,
+        {"cooldown_start": 10},
+        "schedule.cooldown_start = 10, cooldown_steps = None",
+        "both or neither",
+    ),
     (ScheduleConfig, {"kind": "wsd"}, "schedule.kind = 'wsd'", "needs cooldown_start"),
-    (ScheduleConfig, {"kind": "inverse_sqrt", "warmup_steps": 0}, "schedule.warmup_steps = 0", "at least 1"),
+    (
+        ScheduleConfig,
+        {"kind": "inverse_sqrt", "warmup_steps": 0},
+        "schedule.warmup_steps = 0",
+        "at least 1",
+    ),
     (OptimizerConfig, {"beta1": 1.0}, "optimizer.beta1 = 1.0", "less than 1"),
-    (OptimizerConfig, {"weight_decay": -0.1}, "optimizer.weight_decay = -0.1", "greater than or equal to 0"),
+    (
+        OptimizerConfig,
+        {"weight_decay": -0.1},
+        "optimizer.weight_decay = -0.1",
+        "greater than or equal to 0",
+    ),
     (OptimizerConfig, {"weight_decay": float("inf")}, "optimizer.weight_decay = inf", "finite"),
     (OptimizerConfig, {"clip_norm": 0.0}, "optimizer.clip_norm = 0.0", "greater than 0"),
     (DataConfig, {"seq_len": 0}, "data.seq_len = 0", "greater than 0"),
@@ -105,7 +155,12 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
     (SourceConfig, {"weight": "much"}, "source.weight = 'much'", "valid"),
     (SourceConfig, {"subset": 1.5}, "source.subset = 1.5", "less than or equal to 1"),
     (SourceConfig, {"max_epochs": 0.0}, "source.max_epochs = 0.0", "greater than 0"),
-    (PrepareConfig, {"duplicates": "some"}, "prepare.duplicates = 'some'", "'near', 'exact' or 'keep'"),
+    (
+        PrepareConfig,
+        {"duplicates": "some"},
+        "prepare.duplicates = 'some'",
+        "'near', 'exact' or 'keep'",
+    ),
     (PrepareConfig, {"similarity": 1.0}, "prepare.similarity = 1.0", "less than 1"),
     (PrepareConfig, {"contaminated": "burn"}, "prepare.contaminated = 'burn'", "'drop' or 'cut'"),
     (PrepareConfig, {"shard_megabytes": 0}, "prepare.shard_megabytes = 0", "greater than 0"),
@@ -114,14 +169,33 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
     (TrainConfig, {"device": "tpu"}, "train.device = 'tpu'", "'auto', 'cpu' or 'cuda'"),
     (TrainConfig, {"prompts": "once"}, "train.prompts = 'once'", "should be a list"),
     (RunConfig, {"model": 3}, "run.model = 3", "ModelConfig"),
-    (RunConfig, {"data": DataConfig(seq_len=8192)}, "data.seq_len = 8192", "max_position_embeddings = 4096"),
-    (RunConfig, {"train": TrainConfig(global_batch_tokens=20_000)}, "train.global_batch_tokens = 20000", "the nearest is 16384"),
-    (RunConfig, {"train": TrainConfig(global_batch_tokens=100)}, "train.global_batch_tokens = 100", "the nearest is 8192"),
+    (
+        RunConfig,
+        {"data": DataConfig(seq_len=8192)},
+        "data.seq_len = 8192",
+        "max_position_embeddings = 4096",
+    ),
+    (
+        RunConfig,
+        {"train": TrainConfig(global_batch_tokens=20_000)},
+        "train.global_batch_tokens = 20000",
+        "the nearest is 16384",
+    ),
+    (
+        RunConfig,
+        {"train": TrainConfig(global_batch_tokens=100)},
+        "train.global_batch_tokens = 100",
+        "the nearest is 8192",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("section", "values", "place", "remedy"), WRONG_VALUES, ids=[case[2] for case in WRONG_VALUES])
-def test_wrong_values(section: Callable[..., Any], values: dict[str, Any], place: str, remedy: str) -> None:
+@pytest.mark.parametrize(
+    ("section", "values", "place", "remedy"), WRONG_VALUES, ids=[case[2] for case in WRONG_VALUES]
+)
+def test_wrong_values(
+    section: Callable[..., Any], values: dict[str, Any], place: str, remedy: str
+) -> None:
     message = complaint(lambda: section(**values))
     assert message.startswith(f"{place}: ")
     assert remedy in message.removeprefix(place)
@@ -132,22 +206,44 @@ WRONG_TABLES: list[tuple[dict[str, Any], str, str]] = [
     ({"train": 3}, "train = 3", "must be a table"),
     ({"train": {"step": 3}}, "train.step = 3", "did you mean 'steps'"),
     ({"data": {"sources": {"web": 3}}}, "data.sources.web = 3", "must be a table"),
-    ({"data": {"sources": {"web": {"weights": 3}}}}, "data.sources.web.weights = 3", "did you mean 'weight'"),
-    ({"data": {"sources": {"web": {"weight": -3}}}}, "data.sources.web.weight = -3", "greater than 0"),
+    (
+        {"data": {"sources": {"web": {"weights": 3}}}},
+        "data.sources.web.weights = 3",
+        "did you mean 'weight'",
+    ),
+    (
+        {"data": {"sources": {"web": {"weight": -3}}}},
+        "data.sources.web.weight = -3",
+        "greater than 0",
+    ),
     ({"data": {"stages": 3}}, "data.stages = 3", "should be a list"),
     ({"data": {"stages": [3]}}, "data.stages[0] = 3", "must be a table"),
-    ({"data": {"stages": [{"start_tokens": 4096}]}}, "data.stages[0].weights = nothing", "must be given"),
-    ({"data": {"stages": [{"start_tokens": 5000, "weights": {}}]}}, "data.stages[0].start_tokens = 5000", "the nearest is 4096"),
+    (
+        {"data": {"stages": [{"start_tokens": 4096}]}},
+        "data.stages[0].weights = nothing",
+        "must be given",
+    ),
+    (
+        {"data": {"stages": [{"start_tokens": 5000, "weights": {}}]}},
+        "data.stages[0].start_tokens = 5000",
+        "the nearest is 4096",
+    ),
     (
         {"data": {"temperature": 2.0, "stages": [{"start_tokens": 4096, "weights": {"a": 1}}]}},
         "data.temperature = 2.0",
         "leave out data.stages",
     ),
-    ({"data": {"sources": {"web": {"languages": "de"}}}}, "data.sources.web.languages = 'de'", "should be a list"),
+    (
+        {"data": {"sources": {"web": {"languages": "de"}}}},
+        "data.sources.web.languages = 'de'",
+        "should be a list",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("tables", "place", "remedy"), WRONG_TABLES, ids=[case[1] for case in WRONG_TABLES])
+@pytest.mark.parametrize(
+    ("tables", "place", "remedy"), WRONG_TABLES, ids=[case[1] for case in WRONG_TABLES]
+)
 def test_wrong_tables(tables: dict[str, Any], place: str, remedy: str) -> None:
     message = complaint(lambda: RunConfig.from_dict(tables))
     assert message.startswith(f"{place}: ")
@@ -155,7 +251,11 @@ def test_wrong_tables(tables: dict[str, Any], place: str, remedy: str) -> None:
 
 
 def test_unknown_preset_names_the_known_ones() -> None:
-    for call in (lambda: RunConfig.preset("tony"), lambda: ModelConfig.preset("tony"), lambda: RunConfig.load("tony")):
+    for call in (
+        lambda: RunConfig.preset("tony"),
+        lambda: ModelConfig.preset("tony"),
+        lambda: RunConfig.load("tony"),
+    ):
         message = complaint(call)
         assert message.startswith("preset = 'tony'")
         assert ", ".join(preset_names()) in message
@@ -168,8 +268,9 @@ def test_a_preset_is_no_way_out_of_its_folder() -> None:
 def test_errors_are_value_errors_that_a_user_can_mend() -> None:
     assert issubclass(ConfigError, UserError)
     assert issubclass(UserError, ValueError)
-    assert str(MissingExtraError("datasets", "hf", "reading x")) == (
-        "reading x needs the package 'datasets': pip install 'slm2-minimal[hf]'"
+    assert (
+        str(MissingExtraError("datasets", "hf", "reading x"))
+        == "reading x needs the package 'datasets': pip install 'slm2-minimal[hf]'"
     )
 
 
@@ -178,11 +279,18 @@ def test_errors_are_value_errors_that_a_user_can_mend() -> None:
 
 def test_a_file_with_one_table_has_defaults_for_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
-    path.write_text("[train]\nsteps = 7\nprompts = ['a', 'b']\n[data.sources]\nweb = { weight = 3, languages = ['en'] }\n")
+    path.write_text(
+        "[train]\nsteps = 7\nprompts = ['a', 'b']\n[data.sources]\nweb = { weight = 3, languages ="
+        " ['en'] }\n"
+    )
     run = RunConfig.load(path)
     assert run.train == TrainConfig(steps=7, prompts=("a", "b"))
     assert run.data.sources == {"web": SourceConfig(weight=3, languages=("en",))}
-    assert (run.model, run.schedule, run.optimizer) == (ModelConfig(), ScheduleConfig(), OptimizerConfig())
+    assert (run.model, run.schedule, run.optimizer) == (
+        ModelConfig(),
+        ScheduleConfig(),
+        OptimizerConfig(),
+    )
     assert RunConfig.load(str(path)) == run
 
 
@@ -194,7 +302,10 @@ def test_whole_numbers_may_stand_for_floats_but_not_the_other_way(tmp_path: Path
     assert "model.hidden_size = 2048.0" in complaint(lambda: RunConfig.load(path))
 
 
-@pytest.mark.parametrize("content", [b"[train\nsteps = 1", b"steps = = 3", b"[train]\nsteps = 1\nsteps = 2", b"\xff\xfe[train]"])
+@pytest.mark.parametrize(
+    "content",
+    [b"[train\nsteps = 1", b"steps = = 3", b"[train]\nsteps = 1\nsteps = 2", b"\xff\xfe[train]"],
+)
 def test_broken_toml(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
@@ -205,9 +316,13 @@ def test_broken_toml(tmp_path: Path, content: bytes) -> None:
 
 def test_missing_toml(tmp_path: Path) -> None:
     path = tmp_path / "nowhere.toml"
-    assert complaint(lambda: RunConfig.load(path)).startswith(f"config = {str(path)!r}: No such file")
+    assert complaint(lambda: RunConfig.load(path)).startswith(
+        f"config = {str(path)!r}: No such file"
+    )
     path.mkdir()
-    assert complaint(lambda: RunConfig.load(path)).startswith(f"config = {str(path)!r}: Is a directory")
+    assert complaint(lambda: RunConfig.load(path)).startswith(
+        f"config = {str(path)!r}: Is a directory"
+    )
 
 
 # Overrides
@@ -245,7 +360,11 @@ def test_wrong_overrides(arguments: list[str], place: str) -> None:
     assert complaint(lambda: parse_overrides(arguments)).startswith(place)
 
 
-@given(st.dictionaries(st.sampled_from(["train.steps", "train.seed", "data.seed"]), st.integers(1, 2**40)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["train.steps", "train.seed", "data.seed"]), st.integers(1, 2**40)
+    )
+)
 def test_overrides_lie_over_a_preset_and_leave_the_rest(overrides: dict[str, int]) -> None:
     words = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
     run = RunConfig.load("tiny", parse_overrides(words))

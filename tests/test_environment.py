@@ -1,4 +1,6 @@
-"""The ways to install agree: pyproject.toml, environment.yml and the lock file say the same."""
+"""The ways to install agree: pyproject.toml, environment.yml and the lock file say the
+same.
+"""
 
 import re
 import tomllib
@@ -33,12 +35,20 @@ def pip_arguments(environment: dict[str, Any]) -> list[str]:
 @pytest.fixture(scope="module")
 def locked() -> dict[str, str]:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pins = (line.split(";")[0].strip().split("==") for line in lines if "==" in line and not line.lstrip().startswith("#"))
+    pins = (
+        line.split(";")[0].strip().split("==")
+        for line in lines
+        if "==" in line and not line.lstrip().startswith("#")
+    )
     return {canonicalize_name(name): version for name, version in pins}
 
 
 def test_conda_installs_every_extra(pyproject: dict[str, Any], pip_arguments: list[str]) -> None:
-    [extras] = [match[1] for argument in pip_arguments if (match := re.fullmatch(r"--editable \.\[(.*)\]", argument))]
+    [extras] = [
+        match[1]
+        for argument in pip_arguments
+        if (match := re.fullmatch(r"--editable \.\[(.*)\]", argument))
+    ]
     assert set(extras.split(",")) == set(pyproject["project"]["optional-dependencies"])
 
 
@@ -46,9 +56,14 @@ def test_conda_installs_the_locked_versions_first(pip_arguments: list[str]) -> N
     assert pip_arguments[0] == "--requirement requirements.lock"
 
 
-def test_every_direct_dependency_is_locked_at_a_version_that_is_allowed(pyproject: dict[str, Any], locked: dict[str, str]) -> None:
+def test_every_direct_dependency_is_locked_at_a_version_that_is_allowed(
+    pyproject: dict[str, Any], locked: dict[str, str]
+) -> None:
     project = pyproject["project"]
-    for text in (*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)):
+    for text in (
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ):
         wanted = Requirement(text)
         version = locked.get(canonicalize_name(wanted.name))
         assert version, f"{wanted.name} is not in requirements.lock"
@@ -56,11 +71,17 @@ def test_every_direct_dependency_is_locked_at_a_version_that_is_allowed(pyprojec
 
 
 def test_python_versions_agree(pyproject: dict[str, Any], environment: dict[str, Any]) -> None:
-    [version] = [entry.partition("=")[2] for entry in environment["dependencies"] if isinstance(entry, str) and entry.startswith("python=")]
+    [version] = [
+        entry.partition("=")[2]
+        for entry in environment["dependencies"]
+        if isinstance(entry, str) and entry.startswith("python=")
+    ]
     assert SpecifierSet(pyproject["project"]["requires-python"]).contains(version)
     assert pyproject["tool"]["mypy"]["python_version"] == version
     assert pyproject["tool"]["ruff"]["target-version"] == "py" + version.replace(".", "")
 
 
-def test_the_environment_is_named_after_the_command(pyproject: dict[str, Any], environment: dict[str, Any]) -> None:
+def test_the_environment_is_named_after_the_command(
+    pyproject: dict[str, Any], environment: dict[str, Any]
+) -> None:
     assert list(pyproject["project"]["scripts"]) == [environment["name"]]

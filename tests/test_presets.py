@@ -1,4 +1,6 @@
-"""The presets against the report's numbers, against each other, and against counts by hand."""
+"""The presets against the report's numbers, against each other, and against counts by
+hand.
+"""
 
 import dataclasses
 
@@ -17,7 +19,8 @@ from slm2_minimal.config import (
 FULL = "stablelm-2-1_6b"
 
 
-# The report's numbers. Sources: the released weights, the training YAML and the model card, except where a line says otherwise.
+# The report's numbers. Sources: the released weights, the training YAML and the model
+# card, except where a line says otherwise.
 
 
 def test_model_of_the_report() -> None:
@@ -69,8 +72,15 @@ def test_optimizer_of_the_report() -> None:
 def test_data_and_loop_of_the_report() -> None:
     data, train = DataConfig.preset(FULL), TrainConfig.preset(FULL)
     assert (data.tokenizer, data.seq_len, data.seed, data.sources) == ("arcade100k", 4096, 1234, {})
-    assert (train.global_batch_tokens, train.micro_batch_size, train.save_every, train.seed) == (8_388_608, 2, 2_000, 1234)
-    assert train.global_batch_tokens == 512 * 2 * 2 * data.seq_len  # GPUs x micro-batch x accumulation x context
+    assert (train.global_batch_tokens, train.micro_batch_size, train.save_every, train.seed) == (
+        8_388_608,
+        2,
+        2_000,
+        1234,
+    )
+    assert (
+        train.global_batch_tokens == 512 * 2 * 2 * data.seq_len
+    )  # GPUs x micro-batch x accumulation x context
     assert train.steps == 500_000  # derived: 420,000 + 80,000
     assert train.dtype == "bfloat16"
 
@@ -78,7 +88,9 @@ def test_data_and_loop_of_the_report() -> None:
 def test_the_defaults_are_the_report() -> None:
     for section in (ModelConfig, OptimizerConfig):
         assert section() == section.preset(FULL)
-    assert ScheduleConfig(cooldown_start=420_000, cooldown_steps=80_000) == ScheduleConfig.preset(FULL)
+    assert ScheduleConfig(cooldown_start=420_000, cooldown_steps=80_000) == ScheduleConfig.preset(
+        FULL
+    )
 
 
 # Counting
@@ -101,8 +113,13 @@ def test_parameter_count_by_hand() -> None:
     layer = (4 * 4 + 4) + 2 * (4 * 2 + 2) + 4 * 4 + 3 * 4 * 6 + 2 * (4 + 4)
     assert model.num_parameters() == 10 * 4 + 2 * layer + (4 + 4) + 10 * 4
     assert model.replace(tie_word_embeddings=True).num_parameters() == 10 * 4 + 2 * layer + (4 + 4)
-    assert model.replace(tie_word_embeddings=True).num_parameters(embeddings=False) == 2 * layer + (4 + 4) + 10 * 4
-    assert model.replace(use_qkv_bias=False).num_parameters() == model.num_parameters() - 2 * (4 + 2 + 2)
+    assert (
+        model.replace(tie_word_embeddings=True).num_parameters(embeddings=False)
+        == 2 * layer + (4 + 4) + 10 * 4
+    )
+    assert model.replace(use_qkv_bias=False).num_parameters() == model.num_parameters() - 2 * (
+        4 + 2 + 2
+    )
 
 
 def test_tiny_has_the_stated_size() -> None:
@@ -113,7 +130,13 @@ def test_tiny_has_the_stated_size() -> None:
 
 
 def test_presets() -> None:
-    assert preset_names() == ["laptop", "stablelm-2-1_6b", "stablelm-2-1_6b-gpu", "stablelm-2-1_6b-node", "tiny"]
+    assert preset_names() == [
+        "laptop",
+        "stablelm-2-1_6b",
+        "stablelm-2-1_6b-gpu",
+        "stablelm-2-1_6b-node",
+        "tiny",
+    ]
     for name in preset_names():
         run = RunConfig.preset(name)
         assert ModelConfig.preset(name) == run.model
@@ -131,9 +154,14 @@ def test_smaller_runs_of_the_reports_model(name: str) -> None:
 
 
 def test_how_long_the_smaller_runs_are() -> None:
-    """Of the node, about 20 tokens a parameter; of the one GPU, about a billion tokens."""
+    """Of the node, about 20 tokens a parameter; of the one GPU, about a billion
+    tokens.
+    """
     node, gpu = (RunConfig.preset(f"{FULL}-{name}") for name in ("node", "gpu"))
-    assert node.train.steps * node.train.global_batch_tokens / node.model.num_parameters() == pytest.approx(19.1, abs=0.1)
+    assert (
+        node.train.steps * node.train.global_batch_tokens / node.model.num_parameters()
+        == pytest.approx(19.1, abs=0.1)
+    )
     assert gpu.train.steps * gpu.train.global_batch_tokens == pytest.approx(1.05e9, rel=0.01)
     assert (node.parallel.strategy, gpu.parallel.strategy) == ("zero1", "single")
 
@@ -141,15 +169,27 @@ def test_how_long_the_smaller_runs_are() -> None:
 def test_the_laptop_trains_the_tiny_model_on_its_sources() -> None:
     """As many tokens as tiny, in batches that two processes can share."""
     laptop, tiny = RunConfig.preset("laptop"), RunConfig.preset("tiny")
-    assert (laptop.model, laptop.optimizer, laptop.data.sources) == (tiny.model, tiny.optimizer, tiny.data.sources)
-    assert laptop.train.steps * laptop.train.global_batch_tokens == tiny.train.steps * tiny.train.global_batch_tokens
-    assert laptop.train.global_batch_tokens % (2 * laptop.train.micro_batch_size * laptop.data.seq_len) == 0
+    assert (laptop.model, laptop.optimizer, laptop.data.sources) == (
+        tiny.model,
+        tiny.optimizer,
+        tiny.data.sources,
+    )
+    assert (
+        laptop.train.steps * laptop.train.global_batch_tokens
+        == tiny.train.steps * tiny.train.global_batch_tokens
+    )
+    assert (
+        laptop.train.global_batch_tokens % (2 * laptop.train.micro_batch_size * laptop.data.seq_len)
+        == 0
+    )
     assert laptop.data.prepared is not None
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_schedules_have_the_reports_proportions(name: str) -> None:
-    """Warm-up over 1.8% of the period, which is 1.08 times the run, and cooldown over the run's last 16%."""
+    """Warm-up over 1.8% of the period, which is 1.08 times the run, and cooldown over
+    the run's last 16%.
+    """
     schedule, steps = ScheduleConfig.preset(name), TrainConfig.preset(name).steps
     assert schedule.cooldown_start is not None
     assert schedule.cooldown_steps is not None

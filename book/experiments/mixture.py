@@ -1,9 +1,10 @@
-"""Chapter 6's recorded runs: the toy model at several shares of non-English text, a few seeds each.
+"""Chapter 6's recorded runs: the toy model at several shares of non-English text, a few
+seeds each.
 
 python book/experiments/mixture.py [--steps 400] [--seeds 3]
 
-The total number of tokens is the same in every run. English has 100 - s of every 100 sequences, the six other
-languages share the rest equally.
+The total number of tokens is the same in every run. English has 100 - s of every 100
+sequences, the six other languages share the rest equally.
 """
 
 import argparse
@@ -12,21 +13,33 @@ from pathlib import Path
 from typing import Any
 
 from common import TOY, train_toy, validation_sets
-
 from slm2_minimal.config import RunConfig
-from slm2_minimal.data.assemble import assemble
+from slm2_minimal.data.training_data import assemble
 from slm2_minimal.teach import save_record
 from slm2_minimal.text.tokenizer import load_tokenizer
 
 OUT = Path(__file__).parents[1] / "recorded" / "mixture.json"
-SHARES = (0, 3, 6, 12, 25, 50)  # percent of the sequences; the report's mix has 6.97
+SHARES = (
+    0,
+    3,
+    6,
+    12,
+    25,
+    50,
+)  # percent of the sequences; the report's mix has 6.97
 OTHERS = ("de", "es", "fr", "it", "nl", "pt")
 
 
 def sources(share: int) -> dict[str, Any]:
-    """The `[data.sources]` table with `share` percent of non-English text. Weights are integers out of 600."""
+    """The `[data.sources]` table with `share` percent of non-English text. Weights are
+    integers out of 600.
+    """
     english = {"en": {"languages": ["en"], "weight": 6 * (100 - share)}}
-    return english | ({name: {"languages": [name], "weight": share} for name in OTHERS} if share else {})
+    return english | (
+        {name: {"languages": [name], "weight": share} for name in OTHERS}
+        if share
+        else {}
+    )
 
 
 def schedule(steps: int) -> dict[str, int]:
@@ -45,29 +58,53 @@ def epochs(share: int, steps: int) -> dict[str, float]:
     config = RunConfig.load("tiny", TOY | {"data.sources": sources(share)})
     loader = assemble(config.data, load_tokenizer(config.data.tokenizer)).loader
     position = steps * config.train.global_batch_tokens // config.data.seq_len
-    return {name: round(times, 3) for name, times in loader.epochs(position).items()}
+    return {
+        name: round(times, 3) for name, times in loader.epochs(position).items()
+    }
 
 
 def main() -> None:
     """Run everything and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     started, validation = time.perf_counter(), {}
     for share in SHARES:
         changes = {"data__sources": sources(share)} | schedule(options.steps)
-        runs = [train_toy(options.steps, {options.steps}, **changes, train__seed=seed, data__seed=seed) for seed in range(options.seeds)]
-        validation[str(share)] = [run["validation"][options.steps] for run in runs]
+        runs = [
+            train_toy(
+                options.steps,
+                {options.steps},
+                **changes,
+                train__seed=seed,
+                data__seed=seed,
+            )
+            for seed in range(options.seeds)
+        ]
+        validation[str(share)] = [
+            run["validation"][options.steps] for run in runs
+        ]
     results = {
         "steps": options.steps,
         "tokens_per_step": TOY["train.global_batch_tokens"],
         "shares": list(SHARES),
-        "epochs": {str(share): epochs(share, options.steps) for share in SHARES},
-        "unigram": {name: round(held_out.unigram_loss, 4) for name, held_out in validation_sets().items()},
+        "epochs": {
+            str(share): epochs(share, options.steps) for share in SHARES
+        },
+        "unigram": {
+            name: round(held_out.unigram_loss, 4)
+            for name, held_out in validation_sets().items()
+        },
         "validation": validation,
     }
-    command = f"python book/experiments/mixture.py --steps {options.steps} --seeds {options.seeds}"
+    command = (
+        f"python book/experiments/mixture.py --steps {options.steps} --seeds"
+        f" {options.seeds}"
+    )
     save_record(OUT, command, results, time.perf_counter() - started)
     print(f"wrote {OUT.name}")
 

@@ -1,18 +1,25 @@
-"""Chapter 3's recorded runs: the toy model with and without the learned biases of its norms, at peak rates to past where training breaks.
+"""Chapter 3's recorded runs: the toy model with and without the learned biases of its
+norms, at peak rates to past where training breaks.
 
 python book/experiments/stability.py [--steps 300] [--seeds 4]
 
-Only English is read, so that a jump of the loss is not merely a batch in another language. Runs of equal seed begin with equal weights and
-read the same batches, so they can be compared in pairs.
+Only English is read, so that a jump of the loss is not merely a batch in another
+language. Runs of equal seed begin with equal weights and read the same batches, so they
+can be compared in pairs.
 
-Decided before the runs, with the edge known from a seed that is not recorded, biases on:
+Decided before the runs, with the edge known from a seed that is not recorded, biases
+on:
 
-- A run has diverged if it ends above the unigram model on held-out text: whatever it knew of context is gone. So has a run that the
+- A run has diverged if it ends above the unigram model on held-out text: whatever it
+knew of context is gone. So has a run that the
   trainer gives up because loss or gradient are not finite.
-- Its spike is the largest rise of the loss above the mean of the 20 steps before; its gradient norm, the 95% quantile over all steps,
+- Its spike is the largest rise of the loss above the mean of the 20 steps before; its
+gradient norm, the 95% quantile over all steps,
   before clipping.
-- Prediction: no clear difference of the final loss where training works, and the same share of diverged runs at every rate. If there is a
-  difference past the edge, then in favour of no biases: they do not decay, and Adam moves each of them by about the rate in every step.
+- Prediction: no clear difference of the final loss where training works, and the same
+share of diverged runs at every rate. If there is a
+  difference past the edge, then in favour of no biases: they do not decay, and Adam
+  moves each of them by about the rate in every step.
 """
 
 import argparse
@@ -23,7 +30,6 @@ from statistics import mean, quantiles
 
 from common import TOY, train_toy, validation_sets
 from mixture import schedule
-
 from slm2_minimal.teach import save_record
 from slm2_minimal.train.trainer import TrainingError
 
@@ -34,32 +40,67 @@ WINDOW = 20
 
 
 def spike(losses: list[float]) -> float:
-    """The largest rise of a loss above the mean of the `WINDOW` before it, or of all before it where there are fewer."""
-    return max(loss - mean(losses[max(0, step - WINDOW) : step]) for step, loss in enumerate(losses) if step)
+    """The largest rise of a loss above the mean of the `WINDOW` before it, or of all
+    before it where there are fewer.
+    """
+    return max(
+        loss - mean(losses[max(0, step - WINDOW) : step])
+        for step, loss in enumerate(losses)
+        if step
+    )
 
 
 def measure(steps: int, peak: float, bias: bool, seed: int) -> dict[str, float]:
-    """Final validation loss on English, largest spike, and high gradient norm of one run; all infinite where it came to no end."""
-    changes = schedule(steps) | {"schedule__peak_rate": peak, "schedule__min_rate": peak / 10}
-    changes |= {"model__norm_bias": bias, "model__final_norm_bias": bias, "train__seed": seed, "data__seed": seed}
+    """Final validation loss on English, largest spike, and high gradient norm of one
+    run; all infinite where it came to no end.
+    """
+    changes = schedule(steps) | {
+        "schedule__peak_rate": peak,
+        "schedule__min_rate": peak / 10,
+    }
+    changes |= {
+        "model__norm_bias": bias,
+        "model__final_norm_bias": bias,
+        "train__seed": seed,
+        "data__seed": seed,
+    }
     english = {"en": {"languages": ["en"], "weight": 1}}
     try:  # a guard that passes over spikes would hide what is measured here
-        run = train_toy(steps, {steps}, data__sources=english, train__spike_sigmas=0.0, **changes)
+        run = train_toy(
+            steps,
+            {steps},
+            data__sources=english,
+            train__spike_sigmas=0.0,
+            **changes,
+        )
     except TrainingError:
         return dict.fromkeys(("loss", "spike", "grad_norm"), math.inf)
     high = quantiles(run["grad_norms"], n=20)[-1]
-    return {"loss": run["validation"][steps]["en"], "spike": round(spike(run["losses"]), 4), "grad_norm": round(high, 4)}
+    return {
+        "loss": run["validation"][steps]["en"],
+        "spike": round(spike(run["losses"]), 4),
+        "grad_norm": round(high, 4),
+    }
 
 
 def main() -> None:
     """Run everything and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
     started = time.perf_counter()
     runs = {
-        name: {str(peak): [measure(options.steps, peak, bias, seed) for seed in range(options.seeds)] for peak in PEAKS}
+        name: {
+            str(peak): [
+                measure(options.steps, peak, bias, seed)
+                for seed in range(options.seeds)
+            ]
+            for peak in PEAKS
+        }
         for name, bias in VARIANTS.items()
     }
     results = {
@@ -69,7 +110,10 @@ def main() -> None:
         "unigram": round(validation_sets()["en"].unigram_loss, 4),
         "runs": runs,
     }
-    command = f"python book/experiments/stability.py --steps {options.steps} --seeds {options.seeds}"
+    command = (
+        f"python book/experiments/stability.py --steps {options.steps} --seeds"
+        f" {options.seeds}"
+    )
     save_record(OUT, command, results, time.perf_counter() - started)
     print(f"wrote {OUT.name}")
 

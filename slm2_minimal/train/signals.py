@@ -1,4 +1,6 @@
-"""Signals that ask a run to stop: Ctrl-C, and the SIGTERM of a batch system or of torchrun."""
+"""Signals that ask a run to stop: Ctrl-C, and the SIGTERM of a batch system or of
+torchrun.
+"""
 
 import signal
 import sys
@@ -7,20 +9,28 @@ from contextlib import contextmanager
 
 
 class StopSignals:
-    """Whether one was received; the trainer looks at it once a step, and then saves and ends."""
+    """Whether one was received; the trainer looks at it once a step, and then saves and
+    ends.
+    """
 
     def __init__(self) -> None:
         self.received = False
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """For as long as the block lasts. A Ctrl-C after that ends the process at once; SIGTERM may come twice for one request, since both
-        SLURM and torchrun pass it on.
+        """For as long as the block lasts. A Ctrl-C after that ends the process at once;
+        SIGTERM may come twice for one request, since both SLURM and torchrun pass it
+        on.
         """
 
         def note(number: int, frame: object) -> None:
             if not self.received:
-                print(f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C to stop at once", file=sys.stderr, flush=True)
+                print(
+                    f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C to stop at"
+                    " once",
+                    file=sys.stderr,
+                    flush=True,
+                )
             self.received = True
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -1,4 +1,6 @@
-"""The scripts behind the recorded results: each record names one that is there, and what the stability runs measure is what they say."""
+"""The scripts behind the recorded results: each record names one that is there, and
+what the stability runs measure is what they say.
+"""
 
 import importlib
 import json
@@ -20,7 +22,9 @@ BOOK = Path(notebooks.__file__).parent
 
 @pytest.fixture
 def stability(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script as Python runs it: with its own folder first on the path. Its neighbours have common names, so they are forgotten."""
+    """The script as Python runs it: with its own folder first on the path. Its
+    neighbours have common names, so they are forgotten.
+    """
     monkeypatch.syspath_prepend(str(BOOK / "experiments"))
     before = set(sys.modules)
     yield importlib.import_module("stability")
@@ -28,7 +32,9 @@ def stability(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("path", sorted((BOOK / "recorded").glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((BOOK / "recorded").glob("*.json")), ids=lambda path: path.stem
+)
 def test_a_record_names_a_script_that_is_there(path: Path) -> None:
     python, script, *_ = json.loads(path.read_text())["command"].split()
     assert python == "python"
@@ -42,7 +48,9 @@ def test_a_spike_is_the_largest_rise_above_the_recent_mean(stability: ModuleType
     assert stability.spike([7.0, 10.0, 5.0, 5.0]) == 3.0  # a blow-up in the first steps counts
 
 
-def test_pairs_differ_in_the_biases_of_the_norms_only(stability: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_differ_in_the_biases_of_the_norms_only(
+    stability: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     curves, train_toy = [], stability.train_toy
 
     def listen(*arguments: Any, **overrides: Any) -> dict[str, Any]:
@@ -59,7 +67,9 @@ def test_pairs_differ_in_the_biases_of_the_norms_only(stability: ModuleType, mon
     assert with_bias[1] != without[1]
 
 
-def test_a_run_that_comes_to_no_end_has_diverged(stability: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_comes_to_no_end_has_diverged(
+    stability: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise TrainingError("not finite")
 

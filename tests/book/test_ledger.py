@@ -1,4 +1,6 @@
-"""The ledger of what the report contains points at chapters, modules and tests that exist, and leaves no chapter out."""
+"""The ledger of what the report contains points at chapters, modules and tests that
+exist, and leaves no chapter out.
+"""
 
 import re
 from collections.abc import Iterator
@@ -26,7 +28,10 @@ def gaps(text: str, chapters: set[str], root: Path = ROOT) -> list[str]:
         if status not in STATUS:
             found.append(f"{what}: status {status!r}")
         if (status == "later") != (not chapter and not code and not test):
-            found.append(f"{what}: {status}, so it has {'nothing' if status == 'later' else 'chapter, code and test'} to show")
+            found.append(
+                f"{what}: {status}, so it has"
+                f" {'nothing' if status == 'later' else 'chapter, code and test'} to show"
+            )
             continue
         if status == "later":
             continue
@@ -43,7 +48,12 @@ def gaps(text: str, chapters: set[str], root: Path = ROOT) -> list[str]:
 
 def numbered_chapters() -> set[str]:
     table = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    return {chapter["file"] for part in table["parts"] if part.get("numbered", True) for chapter in part["chapters"]}
+    return {
+        chapter["file"]
+        for part in table["parts"]
+        if part.get("numbered", True)
+        for chapter in part["chapters"]
+    }
 
 
 def test_the_ledger_has_no_gaps() -> None:

@@ -1,4 +1,6 @@
-"""Rules for stored chapters that can be read off the file. Each rule yields complaints, and each is tested on a sample that breaks it."""
+"""Rules for stored chapters that can be read off the file. Each rule yields complaints,
+and each is tested on a sample that breaks it.
+"""
 
 import ast
 import json
@@ -18,15 +20,54 @@ BOOK = Path(notebooks.__file__).parent
 CHAPTERS = notebooks.chapters([])
 MAX_BYTES = 1_000_000
 MAX_LINES = 25
-TAGS = {"hide-input", "hide-output", "hide-cell", "remove-output", "raises-exception", "output_scroll", "measured"}
+TAGS = {
+    "hide-input",
+    "hide-output",
+    "hide-cell",
+    "remove-output",
+    "raises-exception",
+    "output_scroll",
+    "measured",
+}
 TAGS_ONLY_MEASURED = {"nbval-skip", "nbval-ignore-output"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|usr|var)/|\b[A-Z]:\\")
 EMBEDDED = re.compile(r"data:[\w/+-]+;base64,[\w+/=]+")
 SEEDED_BY_ARGUMENT = {"default_rng", "RandomState", "Random", "SeedSequence"}
 NUMPY_GENERATORS = {"Generator", "PCG64", "BitGenerator"}
-MODULE_DRAWS = {"seed", "random", "randint", "randrange", "choice", "choices", "sample", "shuffle", "uniform", "gauss", "getrandbits"}
-TORCH_DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "rand_like", "randn_like", "randint_like"}
-TENSOR_DRAWS = {"normal_", "uniform_", "bernoulli_", "random_", "trunc_normal_", "exponential_", "multinomial"}
+MODULE_DRAWS = {
+    "seed",
+    "random",
+    "randint",
+    "randrange",
+    "choice",
+    "choices",
+    "sample",
+    "shuffle",
+    "uniform",
+    "gauss",
+    "getrandbits",
+}
+TORCH_DRAWS = {
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "normal",
+    "bernoulli",
+    "multinomial",
+    "rand_like",
+    "randn_like",
+    "randint_like",
+}
+TENSOR_DRAWS = {
+    "normal_",
+    "uniform_",
+    "bernoulli_",
+    "random_",
+    "trunc_normal_",
+    "exponential_",
+    "multinomial",
+}
 
 Rule = Callable[[Any], Iterator[str]]
 
@@ -45,11 +86,15 @@ def texts(cell: Any) -> Iterator[str]:
 
 def nothing_on_stderr(notebook: Any) -> Iterator[str]:
     for cell in code_cells(notebook):
-        yield from (f"{cell.id}: stderr: {o.text[:60]}" for o in cell.outputs if o.get("name") == "stderr")
+        yield from (
+            f"{cell.id}: stderr: {o.text[:60]}" for o in cell.outputs if o.get("name") == "stderr"
+        )
 
 
 def executed_from_top_to_bottom(notebook: Any) -> Iterator[str]:
-    """nbval compares nothing where a count is missing; counts out of order mean that a reader gets other results."""
+    """nbval compares nothing where a count is missing; counts out of order mean that a
+    reader gets other results.
+    """
     cells = [cell for cell in code_cells(notebook) if cell.source.strip()]
     for expected, cell in enumerate(cells, start=1):
         if cell.execution_count != expected:
@@ -59,7 +104,10 @@ def executed_from_top_to_bottom(notebook: Any) -> Iterator[str]:
 def no_trailing_semicolon(notebook: Any) -> Iterator[str]:
     for cell in code_cells(notebook):
         if cell.source.rstrip().endswith(";"):
-            yield f"{cell.id}: a trailing semicolon does not silence a cell under nbval; write `_ = ...`"
+            yield (
+                f"{cell.id}: a trailing semicolon does not silence a cell under nbval; write `_ ="
+                " ...`"
+            )
 
 
 def pictures_have_a_text_alternative(notebook: Any) -> Iterator[str]:
@@ -67,7 +115,10 @@ def pictures_have_a_text_alternative(notebook: Any) -> Iterator[str]:
         for output in cell.outputs:
             data = output.get("data", {})
             has_own = data.get("text/plain", "").startswith("<Explore") or "image/png" not in data
-            if not has_own and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip():
+            if (
+                not has_own
+                and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
+            ):
                 yield f"{cell.id}: a figure without mystnb.image.alt"
 
 
@@ -82,28 +133,47 @@ def randomness_is_seeded(notebook: Any) -> Iterator[str]:
             if function in SEEDED_BY_ARGUMENT:
                 if not has_seed:
                     yield f"{cell.id}: {name}() without a seed"
-            elif owner in (["np", "random"], ["numpy", "random"]) and function not in NUMPY_GENERATORS:
-                yield f"{cell.id}: {name} draws from numpy's global state; use np.random.default_rng(seed)"
+            elif (
+                owner in (["np", "random"], ["numpy", "random"])
+                and function not in NUMPY_GENERATORS
+            ):
+                yield (
+                    f"{cell.id}: {name} draws from numpy's global state; use"
+                    " np.random.default_rng(seed)"
+                )
             elif owner == ["random"] and function in MODULE_DRAWS:
                 yield f"{cell.id}: {name} draws from a global state; use random.Random(seed)"
             elif seeded or any(keyword.arg == "generator" for keyword in call.keywords):
                 continue
-            elif (owner == ["torch"] and function in TORCH_DRAWS) or (owner and function in TENSOR_DRAWS):
-                yield f"{cell.id}: {name} without generator= and without torch.manual_seed before it"
+            elif (owner == ["torch"] and function in TORCH_DRAWS) or (
+                owner and function in TENSOR_DRAWS
+            ):
+                yield (
+                    f"{cell.id}: {name} without generator= and without torch.manual_seed before it"
+                )
 
 
 def calls(source: str) -> Iterator[ast.Call]:
-    lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n")]
-    yield from (node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Call))
+    lines = [
+        "pass" if line.lstrip().startswith(("%", "!")) else line for line in source.split("\n")
+    ]
+    yield from (
+        node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Call)
+    )
 
 
 def only_known_tags(notebook: Any) -> Iterator[str]:
     for cell in notebook.cells:
         tags = set(cell.metadata.get("tags", []))
-        yield from (f"{cell.id}: unknown tag {tag!r}" for tag in sorted(tags - TAGS - TAGS_ONLY_MEASURED))
+        yield from (
+            f"{cell.id}: unknown tag {tag!r}" for tag in sorted(tags - TAGS - TAGS_ONLY_MEASURED)
+        )
         if tags & TAGS_ONLY_MEASURED and "measured" not in tags:
             yield f"{cell.id}: {sorted(tags & TAGS_ONLY_MEASURED)} without the tag 'measured'"
-        if re.search(r"^\s*#\s*(NBVAL_|PYTEST_VALIDATE)", cell.source, re.MULTILINE) and cell.cell_type == "code":
+        if (
+            re.search(r"^\s*#\s*(NBVAL_|PYTEST_VALIDATE)", cell.source, re.MULTILINE)
+            and cell.cell_type == "code"
+        ):
             yield f"{cell.id}: an nbval comment; use tags"
 
 
@@ -134,14 +204,20 @@ def no_machine_paths(notebook: Any) -> Iterator[str]:
     for cell in notebook.cells:
         for text in (cell.source, *texts(cell)):
             if found := MACHINE_PATH.search(text):
-                yield f"{cell.id}: a path of one machine: {text[found.start() : found.start() + 40]!r}"
+                yield (
+                    f"{cell.id}: a path of one machine:"
+                    f" {text[found.start() : found.start() + 40]!r}"
+                )
 
 
 def no_memory_addresses(notebook: Any) -> Iterator[str]:
     for cell in code_cells(notebook):
         for text in texts(cell):
             if found := re.search(r"\bat 0x[0-9a-fA-F]{6,}", text):
-                yield f"{cell.id}: an address that is another one in every run: {found[0]!r}; write `_ = ...`"
+                yield (
+                    f"{cell.id}: an address that is another one in every run: {found[0]!r}; write"
+                    " `_ = ...`"
+                )
 
 
 RULES: list[Rule] = [
@@ -174,29 +250,46 @@ def result(text: str) -> Any:
     return new_output("execute_result", {"text/plain": text}, execution_count=1)
 
 
-STDOUT = new_output("stream", name="stdout", text="1.5 s in slm2_minimal/train/loss.py, 3/4")
+STDOUT = new_output("stream", name="stdout", text="1.5 s in slm2_minimal/model/loss.py, 3/4")
 GOOD = notebook_of(
     new_markdown_cell("## Part\n\n```python\n# no heading\n```\n\n### Detail\n\n## Next part"),
-    code("import torch\nrng = np.random.default_rng(0)\nx = torch.randn(3, generator=torch.Generator().manual_seed(0))", count=1),
-    code("_ = torch.manual_seed(1)\ny = torch.rand(2)\nrng.normal(); random.Random(1).random()\nrandom.keys()\n%config x = 1", count=2),
+    code(
+        "import torch\nrng = np.random.default_rng(0)\nx = torch.randn(3,"
+        " generator=torch.Generator().manual_seed(0))",
+        count=1,
+    ),
+    code(
+        "_ = torch.manual_seed(1)\ny = torch.rand(2)\nrng.normal();"
+        " random.Random(1).random()\nrandom.keys()\n%config x = 1",
+        count=2,
+    ),
     code("show()", [picture()], 3, mystnb={"image": {"alt": "A line"}}),
     code("Explore(...)", [picture("<Explore n in 1, 2>")], 4, tags=["hide-input"]),
     code("print(seconds)", [STDOUT], 5, tags=["measured", "nbval-skip"]),
 )
 
 BAD: list[tuple[Rule, Any]] = [
-    (nothing_on_stderr, notebook_of(code("f()", [new_output("stream", name="stderr", text="warning")]))),
+    (
+        nothing_on_stderr,
+        notebook_of(code("f()", [new_output("stream", name="stderr", text="warning")])),
+    ),
     (executed_from_top_to_bottom, notebook_of(code("1", [result("1")], None))),
     (executed_from_top_to_bottom, notebook_of(code("1", count=2), code("2", count=1))),
     (no_trailing_semicolon, notebook_of(code("ax.plot(x);\n"))),
     (pictures_have_a_text_alternative, notebook_of(code("show()", [picture()]))),
-    (pictures_have_a_text_alternative, notebook_of(code("show()", [picture()], mystnb={"image": {"alt": " "}}))),
+    (
+        pictures_have_a_text_alternative,
+        notebook_of(code("show()", [picture()], mystnb={"image": {"alt": " "}})),
+    ),
     (randomness_is_seeded, notebook_of(code("x = np.random.rand(3)"))),
     (randomness_is_seeded, notebook_of(code("np.random.seed(0)"))),
     (randomness_is_seeded, notebook_of(code("rng = np.random.default_rng()"))),
     (randomness_is_seeded, notebook_of(code("x = random.choice([1, 2])"))),
     (randomness_is_seeded, notebook_of(code("x = torch.randn(3)\ntorch.manual_seed(0)"))),
-    (randomness_is_seeded, notebook_of(code("g = torch.Generator().manual_seed(0)\nx = torch.randn(3)"))),
+    (
+        randomness_is_seeded,
+        notebook_of(code("g = torch.Generator().manual_seed(0)\nx = torch.randn(3)")),
+    ),
     (randomness_is_seeded, notebook_of(code("x = torch.empty(3).normal_()"))),
     (only_known_tags, notebook_of(code("1", tags=["skip-me"]))),
     (only_known_tags, notebook_of(code("1", tags=["nbval-skip"]))),
@@ -210,11 +303,16 @@ BAD: list[tuple[Rule, Any]] = [
     (no_machine_paths, notebook_of(code("p", [result("PosixPath('/home/someone/book')")]))),
     (no_machine_paths, notebook_of(code("open('C:\\\\data')"))),
     (no_machine_paths, notebook_of(new_markdown_cell("Look in /tmp/x."))),
-    (no_memory_addresses, notebook_of(code("ax.plot(x)", [result("[<matplotlib.lines.Line2D at 0x7f1234567890>]")]))),
+    (
+        no_memory_addresses,
+        notebook_of(code("ax.plot(x)", [result("[<matplotlib.lines.Line2D at 0x7f1234567890>]")])),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("rule", "notebook"), BAD, ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(
+    ("rule", "notebook"), BAD, ids=lambda value: getattr(value, "__name__", "")
+)
 def test_a_rule_rejects_what_it_is_for(rule: Rule, notebook: Any) -> None:
     assert list(rule(notebook))
 
@@ -265,5 +363,8 @@ def test_files_too_large_or_not_normal_are_rejected(tmp_path: Path) -> None:
 def test_the_table_of_contents_and_the_stored_chapters_agree() -> None:
     """No rule above can pass because there was nothing to read."""
     table = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    files = [table["root"], *(chapter["file"] for part in table["parts"] for chapter in part["chapters"])]
+    files = [
+        table["root"],
+        *(chapter["file"] for part in table["parts"] for chapter in part["chapters"]),
+    ]
     assert sorted(files) == sorted(path.stem for path in (*CHAPTERS, *BOOK.glob("*.md")))

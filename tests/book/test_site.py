@@ -1,4 +1,6 @@
-"""The built site: no warnings, nothing fetched from elsewhere, a text alternative for every picture, formulas without a network."""
+"""The built site: no warnings, nothing fetched from elsewhere, a text alternative for
+every picture, formulas without a network.
+"""
 
 import re
 import shutil
@@ -15,16 +17,36 @@ from book import notebooks
 from slm2_minimal.teach import Explore
 
 BOOK = Path(notebooks.__file__).parent
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 LOADED_LINKS = {"stylesheet", "preload", "modulepreload", "icon", "shortcut", "manifest"}
 REMOTE = re.compile(r"(?:https?:)?//", re.IGNORECASE)
-REMOTE_IN_CSS = re.compile(r"""(?:url\(\s*|@import\s+)['"]?(?:https?:)?//[^)'"\s]+""", re.IGNORECASE)
+REMOTE_IN_CSS = re.compile(
+    r"""(?:url\(\s*|@import\s+)['"]?(?:https?:)?//[^)'"\s]+""", re.IGNORECASE
+)
 
 
 def loaded(html: str) -> Iterator[str]:
-    """What a browser fetches to show a page: scripts, style sheets, pictures, frames, media."""
+    """What a browser fetches to show a page: scripts, style sheets, pictures, frames,
+    media.
+    """
     page = BeautifulSoup(html, "html.parser")
-    for tag in page.find_all(["script", "img", "iframe", "embed", "audio", "video", "source", "track", "object", "link", "input"]):
+    for tag in page.find_all(
+        [
+            "script",
+            "img",
+            "iframe",
+            "embed",
+            "audio",
+            "video",
+            "source",
+            "track",
+            "object",
+            "link",
+            "input",
+        ]
+    ):
         if tag.name == "link" and not LOADED_LINKS & set(tag.get("rel", [])):
             continue
         yield from (tag[key] for key in ("src", "href", "data", "poster") if tag.get(key))
@@ -32,21 +54,33 @@ def loaded(html: str) -> Iterator[str]:
 
 
 def remote_resources(html: str) -> list[str]:
-    """What the page would fetch from elsewhere, from tags, from styles, or by an import in a script of its own."""
+    """What the page would fetch from elsewhere, from tags, from styles, or by an import
+    in a script of its own.
+    """
     scripts = re.findall(r"""import\(?\s*['"](?:https?:)?//[^'"]+""", html)
-    return [address for address in loaded(html) if REMOTE.match(address)] + REMOTE_IN_CSS.findall(html) + scripts
+    return (
+        [address for address in loaded(html) if REMOTE.match(address)]
+        + REMOTE_IN_CSS.findall(html)
+        + scripts
+    )
 
 
 def missing_files(page: Path) -> list[str]:
     """What the page refers to and the site does not hold."""
     local = (
-        re.split(r"[?#]", address)[0] for address in loaded(page.read_text(encoding="utf-8")) if not re.match(r"data:|\w+:|//", address)
+        re.split(r"[?#]", address)[0]
+        for address in loaded(page.read_text(encoding="utf-8"))
+        if not re.match(r"data:|\w+:|//", address)
     )
     return [name for name in local if name and not (page.parent / name).exists()]
 
 
 def pictures_without_text(html: str) -> list[str]:
-    return [str(image)[:80] for image in BeautifulSoup(html, "html.parser").find_all("img") if not image.get("alt", "").strip()]
+    return [
+        str(image)[:80]
+        for image in BeautifulSoup(html, "html.parser").find_all("img")
+        if not image.get("alt", "").strip()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +104,8 @@ def test_a_resource_from_elsewhere_is_found(html: str) -> None:
 
 def test_links_to_follow_and_local_files_are_no_remote_resources() -> None:
     html = (
-        '<a href="https://arxiv.org">x</a><script src="_static/x.js"></script><link rel="next" href="https://x.example"><img src="data:,x">'
+        '<a href="https://arxiv.org">x</a><script src="_static/x.js"></script><link rel="next"'
+        ' href="https://x.example"><img src="data:,x">'
     )
     assert remote_resources(html) == []
 
@@ -78,7 +113,10 @@ def test_links_to_follow_and_local_files_are_no_remote_resources() -> None:
 def test_a_missing_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "there.js").touch()
     page = tmp_path / "page.html"
-    page.write_text('<script src="there.js?v=1"></script><img src="gone.png" alt="x"><img src="data:image/png;base64,x" alt="y">')
+    page.write_text(
+        '<script src="there.js?v=1"></script><img src="gone.png" alt="x"><img'
+        ' src="data:image/png;base64,x" alt="y">'
+    )
     assert missing_files(page) == ["gone.png"]
 
 
@@ -89,13 +127,24 @@ def test_a_picture_without_text_is_found(html: str) -> None:
 
 
 def copy_book(target: Path) -> Path:
-    """The book without what a build has left in it, its settings as a file of their own."""
-    shutil.copytree(BOOK, target, symlinks=False, ignore=shutil.ignore_patterns("_build", ".*", "__pycache__"))
+    """The book without what a build has left in it, its settings as a file of their
+    own.
+    """
+    shutil.copytree(
+        BOOK, target, symlinks=False, ignore=shutil.ignore_patterns("_build", ".*", "__pycache__")
+    )
     return target
 
 
 def build(book: Path) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(book), "-W", "-n", "--keep-going"]
+    command = [
+        str(Path(sys.executable).with_name("jupyter-book")),
+        "build",
+        str(book),
+        "-W",
+        "-n",
+        "--keep-going",
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
@@ -104,13 +153,31 @@ def sample(*extra: str) -> str:
     import matplotlib.pyplot as plt
 
     slider = Explore(lambda v: plt.figure(figsize=(1, 1)), "n", [1, 2], alt=lambda v: f"frame {v}")
-    bundle = {kind: content for kind, content in slider._repr_mimebundle_().items() if kind != notebooks.LIVE_WIDGET}
-    figure = new_output("display_data", {"image/png": bundle["image/png"], "text/plain": "<Figure>"})
-    shown = {"mystnb": {"figure": {"caption": "A figure.", "name": "fig-sample"}, "image": {"alt": "An empty square"}}}
+    bundle = {
+        kind: content
+        for kind, content in slider._repr_mimebundle_().items()
+        if kind != notebooks.LIVE_WIDGET
+    }
+    figure = new_output(
+        "display_data", {"image/png": bundle["image/png"], "text/plain": "<Figure>"}
+    )
+    shown = {
+        "mystnb": {
+            "figure": {"caption": "A figure.", "name": "fig-sample"},
+            "image": {"alt": "An empty square"},
+        }
+    }
     cells = [
-        new_markdown_cell("# Sample\n\n{term}`RoPE`, {cite:t}`bellagente2024stable`, {numref}`fig-sample`.\n\n$$\na^2\n$$"),
+        new_markdown_cell(
+            "# Sample\n\n{term}`RoPE`, {cite:t}`bellagente2024stable`,"
+            " {numref}`fig-sample`.\n\n$$\na^2\n$$"
+        ),
         new_code_cell("show()", outputs=[figure], execution_count=1, metadata=shown),
-        new_code_cell("slider", outputs=[new_output("execute_result", bundle, execution_count=2)], execution_count=2),
+        new_code_cell(
+            "slider",
+            outputs=[new_output("execute_result", bundle, execution_count=2)],
+            execution_count=2,
+        ),
         *(new_markdown_cell(text) for text in extra),
     ]
     notebook = new_notebook(cells=cells)
@@ -124,7 +191,10 @@ def small_book(folder: Path, *extra: str) -> Path:
     for chapter in (*book.glob("*.ipynb"), book / "coverage.md"):
         chapter.unlink()
     (book / "intro.ipynb").write_text(sample(*extra), encoding="utf-8")
-    (book / "_toc.yml").write_text("format: jb-book\nroot: intro\nchapters:\n- file: glossary\n- file: bibliography\n", encoding="utf-8")
+    (book / "_toc.yml").write_text(
+        "format: jb-book\nroot: intro\nchapters:\n- file: glossary\n- file: bibliography\n",
+        encoding="utf-8",
+    )
     return book
 
 
@@ -145,30 +215,43 @@ def pages(site: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_pages_fetch_nothing_from_elsewhere(site: Path) -> None:
-    assert {page.name: remote_resources(page.read_text(encoding="utf-8")) for page in pages(site)} == {
-        page.name: [] for page in pages(site)
-    }
+    assert {
+        page.name: remote_resources(page.read_text(encoding="utf-8")) for page in pages(site)
+    } == {page.name: [] for page in pages(site)}
     sheets = list(site.rglob("*.css"))
     assert sheets
-    assert [sheet.name for sheet in sheets if REMOTE_IN_CSS.search(sheet.read_text(encoding="utf-8"))] == []
+    assert [
+        sheet.name for sheet in sheets if REMOTE_IN_CSS.search(sheet.read_text(encoding="utf-8"))
+    ] == []
 
 
 @pytest.mark.slow
 def test_pages_hold_all_they_refer_to(site: Path) -> None:
-    assert {page.name: missing_files(page) for page in pages(site)} == {page.name: [] for page in pages(site)}
+    assert {page.name: missing_files(page) for page in pages(site)} == {
+        page.name: [] for page in pages(site)
+    }
 
 
 @pytest.mark.slow
 def test_every_picture_has_a_text_alternative(site: Path) -> None:
-    assert [bad for page in pages(site) for bad in pictures_without_text(page.read_text(encoding="utf-8"))] == []
+    assert [
+        bad
+        for page in pages(site)
+        for bad in pictures_without_text(page.read_text(encoding="utf-8"))
+    ] == []
 
 
 @pytest.mark.slow
 def test_sliders_are_there_without_a_kernel(site: Path) -> None:
     texts = [page.read_text(encoding="utf-8") for page in pages(site)]
-    sliders = [slider for text in texts for slider in BeautifulSoup(text, "html.parser").select(".explore")]
+    sliders = [
+        slider for text in texts for slider in BeautifulSoup(text, "html.parser").select(".explore")
+    ]
     assert sliders
-    assert all(len(slider.select("input[type=range]")) == 1 and len(slider.select("img")) >= 2 for slider in sliders)
+    assert all(
+        len(slider.select("input[type=range]")) == 1 and len(slider.select("img")) >= 2
+        for slider in sliders
+    )
     assert not any(notebooks.LIVE_WIDGET in text for text in texts)
 
 
@@ -176,16 +259,32 @@ def test_sliders_are_there_without_a_kernel(site: Path) -> None:
 @pytest.mark.skipif(BROWSER is None, reason="no browser on this machine")
 def test_formulas_are_set_without_a_network(site: Path, tmp_path: Path) -> None:
     page = next(page for page in pages(site) if 'class="math' in page.read_text(encoding="utf-8"))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+    ]
     offline = ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9"]
-    done = subprocess.run([BROWSER, *options, *offline, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [BROWSER, *options, *offline, page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     drawn = BeautifulSoup(done.stdout, "html.parser")
     assert drawn.select(".math mjx-container")
     assert not drawn.select("mjx-merror")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", ["{term}`no such term`", "{cite:t}`nobody2000`", "[gone](no-such-page)", "{numref}`fig-none`"])
+@pytest.mark.parametrize(
+    "extra",
+    ["{term}`no such term`", "{cite:t}`nobody2000`", "[gone](no-such-page)", "{numref}`fig-none`"],
+)
 def test_a_build_with_a_broken_reference_fails(tmp_path: Path, extra: str) -> None:
     done = build(small_book(tmp_path, extra))
     assert done.returncode != 0

@@ -1,4 +1,6 @@
-"""The loader: one global order, whoever reads it, from wherever, and a digest that notices every change of it."""
+"""The loader: one global order, whoever reads it, from wherever, and a digest that
+notices every change of it.
+"""
 
 import random
 import signal
@@ -13,17 +15,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm2_minimal.config import DataError
+from slm2_minimal.config import IGNORE, DataError
 from slm2_minimal.data.loader import Batch, Loader
-from slm2_minimal.data.packing import IGNORE, PackedSequence, TokenStream
+from slm2_minimal.data.packing import PackedSequence, TokenStream
 
 SEQ_LEN = 8
 WEIGHTS = {"a": 5, "b": 2, "c": 1}
-LENGTHS = {"a": 83, "b": 40, "c": 11}  # tokens: 11, 5 and 2 sequences, the first and the last with a padded tail
+LENGTHS = {
+    "a": 83,
+    "b": 40,
+    "c": 11,
+}  # tokens: 11, 5 and 2 sequences, the first and the last with a padded tail
 
 
 def stream(length: int, first: int) -> TokenStream:
-    """`length` tokens in documents of 1 to 7 and their end, all different but for the ends; the end-of-text token is 0."""
+    """`length` tokens in documents of 1 to 7 and their end, all different but for the
+    ends; the end-of-text token is 0.
+    """
     documents, token = [], first
     while length > 0:
         size = min(length, 2 + (token * 7) % 6)
@@ -33,9 +41,19 @@ def stream(length: int, first: int) -> TokenStream:
     return TokenStream.from_documents(documents, 0)
 
 
-def make(lengths: Mapping[str, int] = LENGTHS, weights: Mapping[str, int] = WEIGHTS, seq_len: int = SEQ_LEN, seed: int = 7) -> Loader:
+def make(
+    lengths: Mapping[str, int] = LENGTHS,
+    weights: Mapping[str, int] = WEIGHTS,
+    seq_len: int = SEQ_LEN,
+    seed: int = 7,
+) -> Loader:
     streams = {name: stream(n, 1000 * i + 1) for i, (name, n) in enumerate(lengths.items())}
-    return Loader(streams, {name: weight for name, weight in weights.items() if name in lengths}, seq_len, seed)
+    return Loader(
+        streams,
+        {name: weight for name, weight in weights.items() if name in lengths},
+        seq_len,
+        seed,
+    )
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -59,7 +77,9 @@ def test_rows_are_the_sequences_of_the_global_order() -> None:
     for row in range(8):
         source, _, index = loader.locate(30 + row)
         sequence = loader.streams[source].sequence(index, SEQ_LEN)
-        for tensor, name in zip(astuple(batch), ("input_ids", "labels", "position_ids", "document_ids"), strict=True):
+        for tensor, name in zip(
+            astuple(batch), ("input_ids", "labels", "position_ids", "document_ids"), strict=True
+        ):
             assert tensor[row].tolist() == getattr(sequence, name).tolist()
 
 
@@ -83,7 +103,9 @@ def test_large_batches_are_small_batches_in_a_row() -> None:
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=60)
-def test_every_sequence_once_in_every_epoch(counts: list[int], weights: list[int], seed: int) -> None:
+def test_every_sequence_once_in_every_epoch(
+    counts: list[int], weights: list[int], seed: int
+) -> None:
     names = "abcd"[: len(counts)]
     loader = make(
         {name: count * SEQ_LEN for name, count in zip(names, counts, strict=True)},
@@ -120,11 +142,18 @@ def test_epochs_are_shuffled_anew() -> None:
 
 
 def test_a_pure_function_of_the_position() -> None:
-    """Asked from back to front, at random, and after more epochs than are remembered, the answers stay the same."""
+    """Asked from back to front, at random, and after more epochs than are remembered,
+    the answers stay the same.
+    """
     positions = [*range(60), 10**6, 10**12]
     expected = {position: make().locate(position) for position in positions}
     loader = make()
-    for position in (*reversed(positions), *random.Random(0).sample(positions, len(positions)), *range(3000), *positions):
+    for position in (
+        *reversed(positions),
+        *random.Random(0).sample(positions, len(positions)),
+        *range(3000),
+        *positions,
+    ):
         answer = loader.locate(position)
         assert position not in expected or answer == expected[position]
 
@@ -143,14 +172,18 @@ def test_epochs_by_hand() -> None:
     assert loader.epochs(8) == {"a": 5 / 11, "b": 2 / 5, "c": 1 / 2}
     assert loader.epochs(80) == {"a": 50 / 11, "b": 20 / 5, "c": 10 / 2}
     first = loader.locate(0)[0]
-    assert loader.epochs(1) == {name: (i == first) / loader.counts[i] for i, name in enumerate("abc")}
+    assert loader.epochs(1) == {
+        name: (i == first) / loader.counts[i] for i, name in enumerate("abc")
+    }
 
 
 def test_epochs_agree_with_the_order() -> None:
     loader = make()
     taken = [0, 0, 0]
     for position in range(100):
-        assert loader.epochs(position) == {name: n / count for name, n, count in zip("abc", taken, loader.counts, strict=True)}
+        assert loader.epochs(position) == {
+            name: n / count for name, n, count in zip("abc", taken, loader.counts, strict=True)
+        }
         taken[loader.locate(position)[0]] += 1
 
 
@@ -163,12 +196,17 @@ def limited(**options: Any) -> Loader:
 
 
 def test_a_source_is_exhausted_where_its_epochs_end() -> None:
-    """Source c has 2 sequences and every eighth turn: with a cap of 3 epochs the seventh of its turns is refused."""
+    """Source c has 2 sequences and every eighth turn: with a cap of 3 epochs the
+    seventh of its turns is refused.
+    """
     loader = limited(max_epochs={"c": 3})
     turns = [position for position in range(60) if make().locate(position)[0] == 2]
     for position in turns[:6]:
         loader.locate(position)
-    with pytest.raises(DataError, match=rf"^data\.sources\.c\.max_epochs = 3: .* exhaust them at position {turns[6]}; raise "):
+    with pytest.raises(
+        DataError,
+        match=rf"^data\.sources\.c\.max_epochs = 3: .* exhaust them at position {turns[6]}; raise ",
+    ):
         loader.locate(turns[6])
     loader.mixture.check(turns[6])
     with pytest.raises(DataError, match=r"^data\.sources\.c\.max_epochs = 3"):
@@ -195,7 +233,9 @@ def test_stages_change_the_weights_and_go_on_in_the_sources() -> None:
     assert Counter(sources[:16]) == {0: 10, 1: 4, 2: 2}
     assert Counter(sources[16:]) == {0: 8, 2: 8}
     read = [loader.locate(position)[1:] for position in range(32) if sources[position] == 0]
-    assert sorted(read[:11]) == [(0, i) for i in range(11)], "the first epoch ends in the second stage"
+    assert sorted(read[:11]) == [(0, i) for i in range(11)], (
+        "the first epoch ends in the second stage"
+    )
     assert loader.fingerprint() != limited().fingerprint()
 
 
@@ -208,18 +248,27 @@ def test_batches_in_a_row_whoever_reads_them(workers: int) -> None:
 
 
 class Signals(TokenStream):
-    """Two numbers in place of tokens: whether the process that reads them ignores SIGINT, and SIGTERM."""
+    """Two numbers in place of tokens: whether the process that reads them ignores
+    SIGINT, and SIGTERM.
+    """
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
-        answers = [signal.getsignal(signal.SIGINT) is signal.SIG_IGN, signal.getsignal(signal.SIGTERM) is signal.SIG_IGN]
+        answers = [
+            signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+            signal.getsignal(signal.SIGTERM) is signal.SIG_IGN,
+        ]
         return PackedSequence(*(np.asarray(answers, dtype=np.int64) for _ in range(4)))
 
 
 def test_worker_processes_do_not_answer_signals_as_the_trainer_does() -> None:
     loader = Loader({"a": Signals.from_documents([[1] * 9], 0)}, {"a": 1}, 2, 0)
-    old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
-        answers = [next(loader.batches(0, 1, workers=workers)).input_ids.tolist() for workers in (1, 0)]
+        answers = [
+            next(loader.batches(0, 1, workers=workers)).input_ids.tolist() for workers in (1, 0)
+        ]
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -260,7 +309,10 @@ def test_the_fingerprint_notices(changed: Loader) -> None:
 
 
 def test_the_fingerprint_notices_where_documents_start() -> None:
-    one, two = (Loader({"a": TokenStream.from_documents(docs, 0)}, {"a": 1}, 4, 0) for docs in ([[1, 0, 2]], [[1], [2]]))
+    one, two = (
+        Loader({"a": TokenStream.from_documents(docs, 0)}, {"a": 1}, 4, 0)
+        for docs in ([[1, 0, 2]], [[1], [2]])
+    )
     assert one.streams[0].tokens.tolist() == two.streams[0].tokens.tolist() == [1, 0, 2, 0]
     assert one.fingerprint() != two.fingerprint()
 
@@ -270,12 +322,20 @@ def test_the_fingerprint_notices_where_documents_start() -> None:
 
 @pytest.mark.parametrize(("sequences", "world_size"), [(6, 4), (1, 2), (7, 3)])
 def test_a_batch_that_does_not_divide(sequences: int, world_size: int) -> None:
-    with pytest.raises(DataError, match=rf"^sequences = {sequences}: .* {world_size} ranks; change train.global_batch_tokens$"):
+    with pytest.raises(
+        DataError,
+        match=(
+            rf"^sequences = {sequences}: .* {world_size} ranks; change train.global_batch_tokens$"
+        ),
+    ):
         make().batch(0, sequences, 0, world_size)
 
 
 def test_an_empty_source() -> None:
-    with pytest.raises(DataError, match=r"^data\.sources\.b: has no text to train on; check its path, languages and domains"):
+    with pytest.raises(
+        DataError,
+        match=r"^data\.sources\.b: has no text to train on; check its path, languages and domains",
+    ):
         Loader({"a": stream(10, 1), "b": TokenStream.from_documents([], 0)}, {"a": 1, "b": 1}, 4, 0)
 
 
@@ -287,12 +347,18 @@ def test_split_and_valid_tokens() -> None:
     parts = batch.split(3)
     assert [len(part.input_ids) for part in parts] == [3, 3, 1]
     assert same(glued(parts), batch)
-    assert batch.valid_tokens == sum(part.valid_tokens for part in parts) == int((batch.labels != IGNORE).sum())
+    assert (
+        batch.valid_tokens
+        == sum(part.valid_tokens for part in parts)
+        == int((batch.labels != IGNORE).sum())
+    )
     assert 0 < batch.valid_tokens < batch.labels.numel()
 
 
 def test_valid_tokens_by_hand() -> None:
-    loader = Loader({"a": TokenStream.from_documents([[5, 6, 7], [8], [9, 10, 11, 12]], 0)}, {"a": 1}, 4, 0)
+    loader = Loader(
+        {"a": TokenStream.from_documents([[5, 6, 7], [8], [9, 10, 11, 12]], 0)}, {"a": 1}, 4, 0
+    )
     assert [loader.batch(0, 3).valid_tokens, loader.batch(3, 3).valid_tokens] == [8, 8]
     assert sorted(loader.batch(i, 1).valid_tokens for i in range(3)) == [2, 3, 3]
 

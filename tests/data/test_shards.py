@@ -1,4 +1,6 @@
-"""Shards and their manifest: what was written is what is read, and whatever is not as it was written is said before training."""
+"""Shards and their manifest: what was written is what is read, and whatever is not as
+it was written is said before training.
+"""
 
 import json
 import pickle
@@ -15,8 +17,8 @@ import pytest
 from slm2_minimal.config import DataConfig, DataError, RunConfig
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.data.prepare import prepare
 from slm2_minimal.data.shards import Shard, ShardedStream, open_prepared, write_shard
+from slm2_minimal.prepare.run import prepare
 from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16, 17, 18]]
@@ -24,17 +26,27 @@ DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16, 17, 18]]
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> DataConfig:
-    sources = {"de": {"languages": ["de"], "domains": ["recipes"]}, "code": {"languages": ["code"], "weight": 2}}
-    run = RunConfig.load("tiny", {"data.sources": sources, "data.prepared": str(tmp_path / "out"), "prepare.workers": 1})
+    sources = {
+        "de": {"languages": ["de"], "domains": ["recipes"]},
+        "code": {"languages": ["code"], "weight": 2},
+    }
+    run = RunConfig.load(
+        "tiny",
+        {"data.sources": sources, "data.prepared": str(tmp_path / "out"), "prepare.workers": 1},
+    )
     prepare(run, lambda line: None)
     return run.data
 
 
 def test_a_stream_over_shards_is_its_shards_in_a_row(tmp_path: Path) -> None:
     streams = [TokenStream.from_documents(part, 0) for part in (DOCUMENTS[:2], [], DOCUMENTS[2:])]
-    stream = ShardedStream(tmp_path, [write_shard(tmp_path, f"s-{i}", s) for i, s in enumerate(streams)], 0)
+    stream = ShardedStream(
+        tmp_path, [write_shard(tmp_path, f"s-{i}", s) for i, s in enumerate(streams)], 0
+    )
     for seq_len in (1, 2, 3, 4, 7, 100):
-        expected = [s.sequence(i, seq_len) for s in streams for i in range(s.num_sequences(seq_len))]
+        expected = [
+            s.sequence(i, seq_len) for s in streams for i in range(s.num_sequences(seq_len))
+        ]
         assert stream.num_sequences(seq_len) == len(expected)
         for index, sequence in enumerate(expected):
             ours = stream.sequence(index, seq_len)
@@ -57,13 +69,24 @@ def test_a_stream_is_sent_to_another_process_without_its_tokens(tmp_path: Path) 
     stream.sequence(0, 16)
     sent = pickle.dumps(stream)
     assert len(sent) < 2_000
-    assert pickle.loads(sent).sequence(3, 16).input_ids.tolist() == stream.sequence(3, 16).input_ids.tolist()
+    assert (
+        pickle.loads(sent).sequence(3, 16).input_ids.tolist()
+        == stream.sequence(3, 16).input_ids.tolist()
+    )
 
 
 def test_ten_million_documents_cost_no_memory(tmp_path: Path) -> None:
-    """A source of 400 shards and 10 million documents, simulated: every shard is the same two files, of which one is mostly a hole."""
+    """A source of 400 shards and 10 million documents, simulated: every shard is the
+    same two files, of which one is mostly a hole.
+    """
     documents, length = 25_000, 200
-    write_shard(tmp_path, "real", TokenStream(np.arange(documents * length, dtype=np.uint32), np.arange(documents) * length, 0))
+    write_shard(
+        tmp_path,
+        "real",
+        TokenStream(
+            np.arange(documents * length, dtype=np.uint32), np.arange(documents) * length, 0
+        ),
+    )
     shard = {"documents": documents, "tokens": documents * length, "sha256": {}}
     streams = {}
     for name in ("a", "b"):
@@ -82,7 +105,9 @@ def test_ten_million_documents_cost_no_memory(tmp_path: Path) -> None:
         loader.batch(position, 4)
     used = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert used < 2_000_000, "a few hundred open maps, and nothing per document: 10 million would take 80 MB"
+    assert used < 2_000_000, (
+        "a few hundred open maps, and nothing per document: 10 million would take 80 MB"
+    )
 
 
 # What is not as it was written
@@ -99,17 +124,49 @@ def altered(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "complaint"),
     [
-        ("code-000000.tokens.npy", altered, "code-000000.tokens.npy was altered: its SHA-256 is not the manifest's"),
+        (
+            "code-000000.tokens.npy",
+            altered,
+            "code-000000.tokens.npy was altered: its SHA-256 is not the manifest's",
+        ),
         ("code-000000.starts.npy", altered, "code-000000.starts.npy was altered"),
-        ("de-000000.tokens.npy", lambda p: p.write_bytes(p.read_bytes()[:-4]), "de-000000.tokens.npy is missing or cut short"),
-        ("de-000000.tokens.npy", lambda p: p.unlink(), "de-000000.tokens.npy is missing or cut short"),
-        ("de-000000.tokens.npy", lambda p: p.write_bytes(b""), "de-000000.tokens.npy is missing or cut short"),
-        ("de-000000.tokens.npy", lambda p: np.save(p, np.zeros(3, np.uint32)), "holds (3,) of uint32, not ("),
-        ("held_out.000.tokens.npy", lambda p: np.save(p, np.load(p).astype(np.int64)), "of int64, not ("),
+        (
+            "de-000000.tokens.npy",
+            lambda p: p.write_bytes(p.read_bytes()[:-4]),
+            "de-000000.tokens.npy is missing or cut short",
+        ),
+        (
+            "de-000000.tokens.npy",
+            lambda p: p.unlink(),
+            "de-000000.tokens.npy is missing or cut short",
+        ),
+        (
+            "de-000000.tokens.npy",
+            lambda p: p.write_bytes(b""),
+            "de-000000.tokens.npy is missing or cut short",
+        ),
+        (
+            "de-000000.tokens.npy",
+            lambda p: np.save(p, np.zeros(3, np.uint32)),
+            "holds (3,) of uint32, not (",
+        ),
+        (
+            "held_out.000.tokens.npy",
+            lambda p: np.save(p, np.load(p).astype(np.int64)),
+            "of int64, not (",
+        ),
         ("token_counts.safetensors", altered, "token_counts.safetensors is missing or altered"),
-        ("token_counts.safetensors", lambda p: p.unlink(), "token_counts.safetensors is missing or altered"),
+        (
+            "token_counts.safetensors",
+            lambda p: p.unlink(),
+            "token_counts.safetensors is missing or altered",
+        ),
         ("manifest.json", lambda p: p.write_text(p.read_text()[:-20]), "manifest.json is damaged"),
-        ("manifest.json", lambda p: p.unlink(), "manifest.json: No such file or directory; run slm2 prepare"),
+        (
+            "manifest.json",
+            lambda p: p.unlink(),
+            "manifest.json: No such file or directory; run slm2 prepare",
+        ),
         (
             "manifest.json",
             lambda p: p.write_text(p.read_text().replace('"format": 1', '"format": 2')),
@@ -117,7 +174,9 @@ def altered(path: Path) -> None:
         ),
     ],
 )
-def test_damage_is_found_on_opening(prepared: DataConfig, tiny: SentencePieceTokenizer, name: str, damage: Damage, complaint: str) -> None:
+def test_damage_is_found_on_opening(
+    prepared: DataConfig, tiny: SentencePieceTokenizer, name: str, damage: Damage, complaint: str
+) -> None:
     open_prepared(prepared, tiny)
     damage(Path(prepared.prepared or "") / name)
     with pytest.raises(DataError) as caught:
@@ -137,19 +196,33 @@ def test_sizes_alone_can_be_checked(prepared: DataConfig, tiny: SentencePieceTok
 
 
 def test_another_tokenizer_is_refused(prepared: DataConfig, arcade: Arcade100k) -> None:
-    with pytest.raises(DataError, match=r"^data\.tokenizer = 'arcade100k': .* was tokenised with another one, 'tiny' \([0-9a-f]{16}, not "):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"^data\.tokenizer = 'arcade100k': .* was tokenised with another one, 'tiny'"
+            r" \([0-9a-f]{16}, not "
+        ),
+    ):
         open_prepared(prepared.replace(tokenizer="arcade100k"), arcade)
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"sources": {"fr": {"languages": ["fr"]}}}, r"data\.sources\.fr: .* has only de, code; prepare another folder with it"),
-        ({"sources": {"de": {"languages": ["de"]}}}, r"data\.sources\.de = .*: .* was prepared from .*recipes"),
+        (
+            {"sources": {"fr": {"languages": ["fr"]}}},
+            r"data\.sources\.fr: .* has only de, code; prepare another folder with it",
+        ),
+        (
+            {"sources": {"de": {"languages": ["de"]}}},
+            r"data\.sources\.de = .*: .* was prepared from .*recipes",
+        ),
         ({"validation_percent": 20}, r"data\.validation_percent = 20: .* was prepared with 10"),
     ],
 )
-def test_other_sources_are_refused(prepared: DataConfig, tiny: SentencePieceTokenizer, changes: dict[str, Any], complaint: str) -> None:
+def test_other_sources_are_refused(
+    prepared: DataConfig, tiny: SentencePieceTokenizer, changes: dict[str, Any], complaint: str
+) -> None:
     config = RunConfig.from_dict({"data": json.loads(json.dumps(vars_of(prepared))) | changes}).data
     with pytest.raises(DataError, match=complaint):
         open_prepared(config, tiny)
@@ -159,17 +232,23 @@ def vars_of(config: DataConfig) -> dict[str, Any]:
     return RunConfig(data=config).to_dict()["data"]
 
 
-def test_weights_epochs_and_a_part_of_the_sources_are_free(prepared: DataConfig, tiny: SentencePieceTokenizer) -> None:
+def test_weights_epochs_and_a_part_of_the_sources_are_free(
+    prepared: DataConfig, tiny: SentencePieceTokenizer
+) -> None:
     sources = vars_of(prepared)["sources"]
     sources["de"] |= {"weight": 0.3, "max_epochs": 2.0}
-    config = RunConfig.from_dict({"data": vars_of(prepared) | {"sources": {"de": sources["de"]}}}).data
+    config = RunConfig.from_dict(
+        {"data": vars_of(prepared) | {"sources": {"de": sources["de"]}}}
+    ).data
     found = open_prepared(config, tiny)
     assert list(found.streams) == ["de"]
     assert found.tokens["de"] == found.streams["de"].shards[0].tokens > 0
 
 
 @pytest.mark.parametrize("field", ["text_field", "languages", "domains"])
-def test_how_a_source_is_read_is_part_of_what_it_is(prepared: DataConfig, tiny: SentencePieceTokenizer, field: str) -> None:
+def test_how_a_source_is_read_is_part_of_what_it_is(
+    prepared: DataConfig, tiny: SentencePieceTokenizer, field: str
+) -> None:
     sources = vars_of(prepared)["sources"]
     sources["de"][field] = "body" if field == "text_field" else ["x"]
     config = RunConfig.from_dict({"data": vars_of(prepared) | {"sources": sources}}).data
@@ -179,16 +258,20 @@ def test_how_a_source_is_read_is_part_of_what_it_is(prepared: DataConfig, tiny: 
 
 def test_another_preparation_under_the_same_name_is_not_mixed_up(tmp_path: Path) -> None:
     for text in ([[1, 2, 3]], [[4, 5, 6]]):
-        stream = ShardedStream(tmp_path, [write_shard(tmp_path, "s", TokenStream.from_documents(text, 0))], 0)
+        stream = ShardedStream(
+            tmp_path, [write_shard(tmp_path, "s", TokenStream.from_documents(text, 0))], 0
+        )
         assert stream.sequence(0, 4).input_ids.tolist() == [*text[0], 0]
 
 
 def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
-    """500 shards and 500 files of keys where 400 files may be open; a map keeps its file open as well."""
+    """500 shards and 500 files of keys where 400 files may be open; a map keeps its
+    file open as well.
+    """
     script = """
 import resource, sys
 from pathlib import Path
-from slm2_minimal.data.dedup import find_duplicates, write_keys
+from slm2_minimal.prepare.duplicates import find_duplicates, write_keys
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import ShardedStream, write_shard
 
@@ -202,5 +285,7 @@ for i in range(500):
 found = find_duplicates([folder / f"k-{i}.npy" for i in range(500)], None, sources=["s"] * 500)
 assert sum(int(unit.sum()) for unit in found.removed) == 250
 """
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""The computed order: a bijection for every length, different for every key, and as even as a shuffled deck."""
+"""The computed order: a bijection for every length, different for every key, and as
+even as a shuffled deck.
+"""
 
 from collections import Counter
 
@@ -17,17 +19,30 @@ def test_every_number_comes_exactly_once(length: int, key: list[int]) -> None:
 
 def test_the_mixing_function_is_splitmix64() -> None:
     # The first outputs of SplitMix64 seeded with 0, as published with the generator.
-    assert [_mix(n * 0x9E3779B97F4A7C15 & (2**64 - 1)) for n in range(2)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+    assert [_mix(n * 0x9E3779B97F4A7C15 & (2**64 - 1)) for n in range(2)] == [
+        0xE220A8397B1DCDAF,
+        0x6E789E6AA1B965F4,
+    ]
 
 
-@pytest.mark.parametrize("other", [(8, 0, 0), (7, 1, 0), (7, 0, 1)], ids=["seed", "source", "epoch"])
+@pytest.mark.parametrize(
+    "other", [(8, 0, 0), (7, 1, 0), (7, 0, 1)], ids=["seed", "source", "epoch"]
+)
 def test_each_part_of_the_key_changes_the_order(other: tuple[int, int, int]) -> None:
-    ours, theirs = np.asarray(list(Permutation(5_000, 7, 0, 0))), np.asarray(list(Permutation(5_000, *other)))
+    ours, theirs = (
+        np.asarray(list(Permutation(5_000, 7, 0, 0))),
+        np.asarray(list(Permutation(5_000, *other))),
+    )
     assert (ours == theirs).sum() < 8, "two independent orders agree in one place on average"
 
 
 def test_the_same_key_gives_the_same_order_on_any_machine() -> None:
-    assert [Permutation(1_000_003, 1234, 2, 5)[i] for i in range(4)] == [191508, 770300, 114673, 368812]
+    assert [Permutation(1_000_003, 1234, 2, 5)[i] for i in range(4)] == [
+        191508,
+        770300,
+        114673,
+        368812,
+    ]
 
 
 def test_all_orders_of_four_are_about_equally_likely() -> None:
@@ -39,7 +54,9 @@ def test_all_orders_of_four_are_about_equally_likely() -> None:
 
 
 def test_neighbours_are_scattered() -> None:
-    """Places and numbers are uncorrelated, and so are the numbers at neighbouring places."""
+    """Places and numbers are uncorrelated, and so are the numbers at neighbouring
+    places.
+    """
     order = np.asarray(list(Permutation(20_000, 3)))
     assert abs(np.corrcoef(np.arange(20_000), order)[0, 1]) < 5 / np.sqrt(20_000)
     assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 5 / np.sqrt(20_000)

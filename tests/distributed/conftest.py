@@ -1,4 +1,6 @@
-"""Ranks for tests: processes that import torch once, wait for work, and speak gloo with each other. None outlives the tests."""
+"""Ranks for tests: processes that import torch once, wait for work, and speak gloo with
+each other. None outlives the tests.
+"""
 
 import importlib.util
 import multiprocessing
@@ -13,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from slm2_minimal.train.world import World
+from slm2_minimal.distributed.world import World
 
 SECONDS = 120  # for one piece of work
 
 
 class Ranks:
-    """`ranks(2, function, *arguments)` calls a module's function with the World of each of 2 ranks first, and returns what all returned."""
+    """`ranks(2, function, *arguments)` calls a module's function with the World of each
+    of 2 ranks first, and returns what all returned.
+    """
 
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -37,7 +41,13 @@ class Ranks:
             port = free.getsockname()[1]
         place = (function.__code__.co_filename, function.__qualname__)
         for rank, (_, pipe) in enumerate(self.workers[:size]):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+            environment = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": size,
+                "LOCAL_WORLD_SIZE": size,
+                "MASTER_PORT": port,
+            }
             pipe.send((place, arguments, {key: str(value) for key, value in environment.items()}))
         answers: dict[Connection, Any] = {}
         waiting = [pipe for _, pipe in self.workers[:size]]
@@ -45,7 +55,9 @@ class Ranks:
             ready = wait(waiting, timeout=SECONDS)
             if not ready:
                 self.end()
-                pytest.fail(f"{place[1]}: {len(waiting)} of {size} ranks had not answered after {SECONDS} s")
+                pytest.fail(
+                    f"{place[1]}: {len(waiting)} of {size} ranks had not answered after {SECONDS} s"
+                )
             for pipe in ready:
                 ok, answer = pipe.recv()
                 if not ok:

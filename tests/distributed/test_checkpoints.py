@@ -1,4 +1,6 @@
-"""Checkpoints between strategies and numbers of ranks, bitwise resume on two ranks, damage, and failures while writing."""
+"""Checkpoints between strategies and numbers of ranks, bitwise resume on two ranks,
+damage, and failures while writing.
+"""
 
 import shutil
 import time
@@ -15,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from transformers import StableLmForCausalLM
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.train import checkpoint
+from slm2_minimal.distributed import checkpoint
+from slm2_minimal.distributed.world import World
 from slm2_minimal.train.trainer import Trainer
-from slm2_minimal.train.world import World
 
 Make = Callable[..., RunConfig]
 MODEL = {
@@ -33,7 +35,10 @@ def whole(tensor: Tensor) -> Tensor:
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Weights, moments and step counts, put together from all ranks."""
     trainer.replica.reshard()
-    return {name: whole(tensor) for name, tensor in checkpoint.named_tensors(trainer.model, trainer.optimizer).items()}
+    return {
+        name: whole(tensor)
+        for name, tensor in checkpoint.named_tensors(trainer.model, trainer.optimizer).items()
+    }
 
 
 def resumed(world: World, tables: dict[str, Any]) -> dict[str, Tensor]:
@@ -57,13 +62,20 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **toleran
     assert found.keys() == expected.keys()
     for name in expected:
         if tolerance:
-            torch.testing.assert_close(found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+            torch.testing.assert_close(
+                found[name],
+                expected[name],
+                msg=lambda text, name=name: f"{name}: {text}",
+                **tolerance,
+            )
         else:
             assert torch.equal(found[name], expected[name]), name
 
 
 def test_from_one_rank_to_two_to_four_to_one(ranks: Any, small_run: Make) -> None:
-    """Each part finds bitwise what the one before left, optimizer included; the end is that of one process to the rounding of sums."""
+    """Each part finds bitwise what the one before left, optimizer included; the end is
+    that of one process to the rounding of sums.
+    """
     parts = [
         (1, {}, 5),
         (2, {"strategy": "zero1"}, 10),
@@ -86,22 +98,38 @@ def test_from_one_rank_to_two_to_four_to_one(ranks: Any, small_run: Make) -> Non
             assert_same(other, left)
     straight = small_run("straight", **MODEL, **{"train.steps": 30})
     expected = trained(World(torch.device("cpu")), straight.to_dict())[0]
-    # Softmax does not see the bias of the keys: its gradient is rounding, of which Adam makes whole steps.
+    # Softmax does not see the bias of the keys: its gradient is rounding, of which Adam
+    # makes whole steps.
     assert_same(
-        *({name: value for name, value in end.items() if "k_proj.bias" not in name} for end in (left, expected)), rtol=1e-3, atol=2e-5
+        *(
+            {name: value for name, value in end.items() if "k_proj.bias" not in name}
+            for end in (left, expected)
+        ),
+        rtol=1e-3,
+        atol=2e-5,
     )
 
 
 @pytest.mark.parametrize("parallel", [{"strategy": "zero1"}, {"strategy": "ddp"}], ids=str)
-def test_resume_on_two_ranks_is_bitwise(parallel: dict[str, Any], ranks: Any, small_run: Make) -> None:
+def test_resume_on_two_ranks_is_bitwise(
+    parallel: dict[str, Any], ranks: Any, small_run: Make
+) -> None:
     straight = small_run("straight", **MODEL).to_dict() | {"parallel": parallel}
-    ranks(2, trained, small_run("parts", **MODEL, **{"train.steps": 10}).to_dict() | {"parallel": parallel})
-    [(second, _), _] = ranks(2, trained, small_run("parts", **MODEL).to_dict() | {"parallel": parallel})
+    ranks(
+        2,
+        trained,
+        small_run("parts", **MODEL, **{"train.steps": 10}).to_dict() | {"parallel": parallel},
+    )
+    [(second, _), _] = ranks(
+        2, trained, small_run("parts", **MODEL).to_dict() | {"parallel": parallel}
+    )
     assert_same(second, ranks(2, trained, straight)[0][0])
 
 
 def test_files_of_a_checkpoint(ranks: Any, small_run: Make) -> None:
-    """One file a rank, nothing that could be unpickled, and each tensor's parts add up to it."""
+    """One file a rank, nothing that could be unpickled, and each tensor's parts add up
+    to it.
+    """
     config = small_run(**MODEL, **{"train.steps": 5})
     [(end, _), _] = ranks(2, trained, config.to_dict() | {"parallel": {"strategy": "zero1"}})
     folder = Path(config.train.output_dir) / "step-00000005"
@@ -117,10 +145,14 @@ def test_files_of_a_checkpoint(ranks: Any, small_run: Make) -> None:
 def test_a_model_of_many_ranks_in_one_process(ranks: Any, small_run: Make, tmp_path: Path) -> None:
     """`load_model` and transformers see the weights of a sharded run."""
     config = small_run(**MODEL, **{"train.steps": 5})
-    [(end, _), *_] = ranks(4, trained, config.to_dict() | {"parallel": {"strategy": "fsdp", "tensor_parallel": 2}})
+    [(end, _), *_] = ranks(
+        4, trained, config.to_dict() | {"parallel": {"strategy": "fsdp", "tensor_parallel": 2}}
+    )
     model, tokenizer = checkpoint.load_model(config.train.output_dir)
     assert tokenizer == "tiny"
-    assert all(torch.equal(parameter, end[f"model/{name}"]) for name, parameter in model.named_parameters())
+    assert all(
+        torch.equal(parameter, end[f"model/{name}"]) for name, parameter in model.named_parameters()
+    )
     model.save_pretrained(tmp_path / "export")
     theirs = StableLmForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float32)
     ids = torch.arange(1, 20)[None]
@@ -145,8 +177,12 @@ def damage(folder: Path, kind: str) -> None:
         (folder / checkpoint.STATE).write_text("{")
 
 
-@pytest.mark.parametrize("kind", ["a flipped bit", "a missing file", "a short file", "half a state"])
-def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(kind: str, ranks: Any, small_run: Make) -> None:
+@pytest.mark.parametrize(
+    "kind", ["a flipped bit", "a missing file", "a short file", "half a state"]
+)
+def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(
+    kind: str, ranks: Any, small_run: Make
+) -> None:
     tables = small_run(**MODEL).to_dict() | {"parallel": {"strategy": "zero1"}}
     run = Path(tables["train"]["output_dir"])
     [(straight, _), _] = ranks(2, trained, tables)
@@ -155,7 +191,9 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(kind: str, ranks: Any,
     assert_same(again, straight)
     assert len(told) == 1
     assert "step-00000020" in told[0]
-    assert {"damaged-step-00000020", "step-00000020"} <= {path.name for path in run.iterdir()}, "set aside, and made again"
+    assert {"damaged-step-00000020", "step-00000020"} <= {path.name for path in run.iterdir()}, (
+        "set aside, and made again"
+    )
     assert told[0].endswith("trying the one before")
     assert not silent, "one rank speaks for all"
 
@@ -186,20 +224,27 @@ def broken_disk(world: World, tables: dict[str, Any], rank: int) -> str:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_cannot_write(rank: int, ranks: Any, small_run: Make) -> None:
-    """All ranks end alike within a step and say which it was, nothing is published, and the checkpoint before is whole."""
+    """All ranks end alike within a step and say which it was, nothing is published, and
+    the checkpoint before is whole.
+    """
     enough = {"data.sources.en.max_epochs": 1e9, "data.sources.math.max_epochs": 1e9}
     tables = small_run(**MODEL, **enough).to_dict() | {"parallel": {"strategy": "zero1"}}
     run = Path(tables["train"]["output_dir"])
     message = (
-        f"writing a checkpoint into {str(run)!r} failed on rank {rank}: [Errno 28] No space left on device; the ones before are intact"
+        f"writing a checkpoint into {str(run)!r} failed on rank {rank}: [Errno 28] No space left on"
+        " device; the ones before are intact"
     )
     assert ranks(2, broken_disk, tables, rank) == [message, message]
     assert [folder.name for folder in checkpoint.steps(run)] == ["step-00000005"]
     checkpoint.read_state(run / "step-00000005")
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(small_run: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written are the tensors of the moment of saving, whatever the steps after it change."""
+def test_training_goes_on_while_a_checkpoint_is_written(
+    small_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written are the tensors of the moment of saving, whatever the steps after
+    it change.
+    """
     trainer = Trainer(small_run(**MODEL))
     write = checkpoint.HuggingFaceStorageWriter.write_data
 

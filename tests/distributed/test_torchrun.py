@@ -1,4 +1,6 @@
-"""The command as a cluster starts it: torchrun, a rank that dies, elastic restart, SIGTERM, and SIGKILL at any moment."""
+"""The command as a cluster starts it: torchrun, a rank that dies, elastic restart,
+SIGTERM, and SIGKILL at any moment.
+"""
 
 import json
 import multiprocessing
@@ -17,25 +19,44 @@ import torch
 from safetensors.torch import load_file
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.train import checkpoint
+from slm2_minimal.distributed import checkpoint
+from slm2_minimal.distributed.world import World
 from slm2_minimal.train.trainer import Trainer
-from slm2_minimal.train.world import World
 
 Make = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
-QUIET = {"train.prompts": [], "train.validate_every": 1000, "train.log_every": 1, "train.keep_checkpoints": 3}
+QUIET = {
+    "train.prompts": [],
+    "train.validate_every": 1000,
+    "train.log_every": 1,
+    "train.keep_checkpoints": 3,
+}
 
 
-def torchrun(config: RunConfig, *options: str, size: int = 2, code: str = "") -> subprocess.Popen[str]:
-    """A script under torchrun that does what `slm2 train` does, with `code` run first in every rank."""
+def torchrun(
+    config: RunConfig, *options: str, size: int = 2, code: str = ""
+) -> subprocess.Popen[str]:
+    """A script under torchrun that does what `slm2 train` does, with `code` run first
+    in every rank.
+    """
     run = Path(config.train.output_dir)
     script = run.with_suffix(".py")
     script.write_text(
-        f"import json\n{code}\nfrom slm2_minimal.config import RunConfig\nfrom slm2_minimal.train.trainer import Trainer\n"
-        "from slm2_minimal.train.world import World\n"
-        f"with World.joined('cpu') as world:\n    Trainer(RunConfig.from_dict(json.loads({json.dumps(config.to_dict())!r})), world).run()\n"
+        f"import json\n{code}\nfrom slm2_minimal.config import RunConfig\nfrom"
+        " slm2_minimal.train.trainer import Trainer\nfrom slm2_minimal.distributed.world import"
+        " World\nwith World.joined('cpu') as world:\n   "
+        f" Trainer(RunConfig.from_dict(json.loads({json.dumps(config.to_dict())!r})),"
+        " world).run()\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *options, str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={size}",
+        *options,
+        str(script),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
@@ -57,7 +78,11 @@ def losses(config: RunConfig) -> dict[int, float]:
 def tensors(config: RunConfig) -> dict[str, torch.Tensor]:
     """Of the last checkpoint, part by part."""
     folder = checkpoint.steps(Path(config.train.output_dir))[-1]
-    return {f"{path.name} {name}": value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+    return {
+        f"{path.name} {name}": value
+        for path in folder.glob("*.safetensors")
+        for name, value in load_file(path).items()
+    }
 
 
 def no_rank_is_left(config: RunConfig) -> bool:
@@ -73,7 +98,9 @@ def no_rank_is_left(config: RunConfig) -> bool:
 
 
 def test_a_rank_that_dies_ends_the_job_within_a_minute(small_run: Make) -> None:
-    """By SIGKILL, as the kernel does when memory is short; the others are told, and nothing is left."""
+    """By SIGKILL, as the kernel does when memory is short; the others are told, and
+    nothing is left.
+    """
     config = small_run(**QUIET, **{"train.steps": 100_000, "schedule.cooldown_start": None, "schedule.cooldown_steps": None,
                                    "data.sources.en.max_epochs": 1e9, "data.sources.math.max_epochs": 1e9})  # fmt: skip
     dies = "import os, signal, threading\nif os.environ['RANK'] == '1':\n"
@@ -96,14 +123,19 @@ def run(world: World, tables: dict[str, Any]) -> None:
 
 
 def test_elastic_restart_goes_on_by_itself(ranks: Any, small_run: Make) -> None:
-    """A rank dies once after step 12; torchrun starts both again, and the end is bitwise that of an unbroken run."""
+    """A rank dies once after step 12; torchrun starts both again, and the end is
+    bitwise that of an unbroken run.
+    """
     # That of step 5 is there when the one of step 10 is begun.
-    straight, broken = (small_run(name, **QUIET | {"train.save_every": 5}) for name in ("straight", "broken"))
+    straight, broken = (
+        small_run(name, **QUIET | {"train.save_every": 5}) for name in ("straight", "broken")
+    )
     ranks(2, run, straight.to_dict())
     dies = (
-        "import os, signal\nfrom slm2_minimal.train import trainer as t\nstep = t.Trainer.train_step\n"
-        "def once(self):\n    if self.step == 12 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n    return step(self)\nt.Trainer.train_step = once"
+        "import os, signal\nfrom slm2_minimal.train import trainer as t\nstep ="
+        " t.Trainer.train_step\ndef once(self):\n    if self.step == 12 and os.environ['RANK'] =="
+        " '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n        os.kill(os.getpid(),"
+        " signal.SIGKILL)\n    return step(self)\nt.Trainer.train_step = once"
     )
     process = torchrun(broken, "--max-restarts=1", code=dies)
     out = "".join(lines(process))
@@ -115,7 +147,9 @@ def test_elastic_restart_goes_on_by_itself(ranks: Any, small_run: Make) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(ranks: Any, small_run: Make) -> None:
+def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(
+    ranks: Any, small_run: Make
+) -> None:
     changes = QUIET | {"train.steps": 60, "train.save_every": 1000}
     straight, stopped = small_run("straight", **changes), small_run("stopped", **changes)
     ranks(2, run, straight.to_dict())
@@ -141,7 +175,9 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(ranks: Any, smal
 
 
 def _train(config: RunConfig, slow: float) -> None:
-    """A run whose checkpoint files are written slowly, so that many kills fall inside of a write."""
+    """A run whose checkpoint files are written slowly, so that many kills fall inside
+    of a write.
+    """
     torch.set_num_threads(1)
     sign, publish = checkpoint.Checkpointer._sign, checkpoint.Checkpointer._publish
     for name, real in (("_sign", sign), ("_publish", publish)):
@@ -156,11 +192,15 @@ def _train(config: RunConfig, slow: float) -> None:
 
 @pytest.mark.slow
 def test_killed_twenty_times_at_random_moments(small_run: Make) -> None:
-    """Once each run has begun to write. What is found is always a complete checkpoint; the end is bitwise the unbroken run's."""
+    """Once each run has begun to write. What is found is always a complete checkpoint;
+    the end is bitwise the unbroken run's.
+    """
     changes = QUIET | {"train.steps": 400, "train.save_every": 2, "schedule.cooldown_start": 320, "schedule.cooldown_steps": 80,
                        "data.sources.en.max_epochs": 1e9, "data.sources.math.max_epochs": 1e9}  # fmt: skip
     straight, killed = small_run("straight", **changes), small_run("killed", **changes)
-    context = multiprocessing.get_context("fork")  # a fresh process in a moment: this one has one thread and has imported torch
+    context = multiprocessing.get_context(
+        "fork"
+    )  # a fresh process in a moment: this one has one thread and has imported torch
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     moments, run, inside, kills = random.Random(7), Path(killed.train.output_dir), 0, 0

@@ -1,4 +1,6 @@
-"""What only a GPU can show: its kernels, fused optimizer, compiler, bf16 and memory, against the same work on the CPU or in fp32."""
+"""What only a GPU can show: its kernels, fused optimizer, compiler, bf16 and memory,
+against the same work on the CPU or in fp32.
+"""
 
 import re
 from collections.abc import Iterator
@@ -11,17 +13,25 @@ from torch import Tensor
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from slm2_minimal.config import DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
+from slm2_minimal.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from slm2_minimal.data.loader import Batch
 from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.distributed.parallel import parallelize
+from slm2_minimal.distributed.world import World
+from slm2_minimal.launch.memory import memory
 from slm2_minimal.model import transformer
-from slm2_minimal.model.attention import attend, document_blocks, document_mask, packed_mask, reference_attention
+from slm2_minimal.model.attention import attend, reference_attention
+from slm2_minimal.model.masks import document_blocks, document_mask, packed_mask
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.train.memory import memory
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
-from slm2_minimal.train.parallel import parallelize
-from slm2_minimal.train.trainer import accumulate_gradients
-from slm2_minimal.train.world import World
+from slm2_minimal.train.step import accumulate_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -32,22 +42,41 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-def batches(count: int, rows: int = 2, length: int = 200, *, packed: bool = True, vocabulary: int = 503) -> list[Batch]:
-    """Micro-batches of random tokens: documents of 1 to 160 tokens end to end, or a document a row."""
+def batches(
+    count: int, rows: int = 2, length: int = 200, *, packed: bool = True, vocabulary: int = 503
+) -> list[Batch]:
+    """Micro-batches of random tokens: documents of 1 to 160 tokens end to end, or a
+    document a row.
+    """
     generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 160, (count * rows * length // 40,), generator=generator).tolist() if packed else [length - 1] * count * rows
+    lengths = (
+        torch.randint(1, 160, (count * rows * length // 40,), generator=generator).tolist()
+        if packed
+        else [length - 1] * count * rows
+    )
     documents = [torch.randint(1, vocabulary, (n,), generator=generator).numpy() for n in lengths]
     stream = TokenStream.from_documents(documents, eos=0)
-    return [Batch.stack([stream.sequence(rows * i + row, length) for row in range(rows)]) for i in range(count)]
+    return [
+        Batch.stack([stream.sequence(rows * i + row, length) for row in range(rows)])
+        for i in range(count)
+    ]
 
 
-def run_of(model: ModelConfig, checkpointing: Any = "none", compiled: bool = False, rows: int = 2, length: int = 200) -> RunConfig:
+def run_of(
+    model: ModelConfig,
+    checkpointing: Any = "none",
+    compiled: bool = False,
+    rows: int = 2,
+    length: int = 200,
+) -> RunConfig:
     """One micro-batch a step, in bf16."""
     return RunConfig(
         model=model,
         data=DataConfig(seq_len=length),
         parallel=ParallelConfig(checkpointing=checkpointing, compile=compiled),
-        train=TrainConfig(micro_batch_size=rows, global_batch_tokens=rows * length, dtype="bfloat16"),
+        train=TrainConfig(
+            micro_batch_size=rows, global_batch_tokens=rows * length, dtype="bfloat16"
+        ),
     )
 
 
@@ -56,7 +85,12 @@ def build(device: torch.device, config: RunConfig | None = None) -> StableLM2:
     return parallelize(config or run_of(SMALL), World(device), torch.float32).model
 
 
-def gradients_of(model: StableLM2, micro_batches: list[Batch], device: torch.device, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+def gradients_of(
+    model: StableLM2,
+    micro_batches: list[Batch],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
     """The loss and all gradients, on the CPU."""
     loss = accumulate_gradients(model, micro_batches, device, dtype)
     gradients = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
@@ -64,7 +98,12 @@ def gradients_of(model: StableLM2, micro_batches: list[Batch], device: torch.dev
     return [gradient.cpu() for gradient in gradients]
 
 
-def train(model: StableLM2, micro_batches: list[Batch], device: torch.device, dtype: torch.dtype = torch.float32) -> list[float]:
+def train(
+    model: StableLM2,
+    micro_batches: list[Batch],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> list[float]:
     """The loss before each update, one update a micro-batch."""
     optimizer, losses = build_optimizer(model, OptimizerConfig()), []
     set_rate(optimizer, 1e-3)
@@ -77,16 +116,22 @@ def train(model: StableLM2, micro_batches: list[Batch], device: torch.device, dt
 
 
 def distance(tensors: list[Tensor], reference: list[Tensor]) -> float:
-    """The largest difference of a pair, relative to its reference's largest value; to a thousandth of the largest of all where it is 0."""
+    """The largest difference of a pair, relative to its reference's largest value; to a
+    thousandth of the largest of all where it is 0.
+    """
     floor = max(float(b.abs().max()) for b in reference) / 1000
     return max(
-        float((a.double() - b.double()).abs().max()) / max(float(b.abs().max()), floor) for a, b in zip(tensors, reference, strict=True)
+        float((a.double() - b.double()).abs().max()) / max(float(b.abs().max()), floor)
+        for a, b in zip(tensors, reference, strict=True)
     )
 
 
 def rounding(tensors: list[Tensor], reference: list[Tensor]) -> float:
     """The largest norm of a pair's difference, relative to its reference's norm."""
-    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip(tensors, reference, strict=True))
+    return max(
+        float((a.double() - b.double()).norm() / b.double().norm())
+        for a, b in zip(tensors, reference, strict=True)
+    )
 
 
 @contextmanager
@@ -101,24 +146,47 @@ def dense_mask(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("heads", [4, 2], ids=["all heads", "grouped"])
-def test_block_kernel_in_bf16_errs_no_more_than_the_dense_mask(device: torch.device, heads: int) -> None:
-    """Against fp32, output and gradients; batches of several shapes one after the other, as training and validation give them."""
-    for rows, length in [(2, 256), (2, 200), (3, 200), (1, 77)] if device == CPU else [(2, 1024), (2, 1000), (3, 1000), (16, 512), (1, 77)]:
+def test_block_kernel_in_bf16_errs_no_more_than_the_dense_mask(
+    device: torch.device, heads: int
+) -> None:
+    """Against fp32, output and gradients; batches of several shapes one after the
+    other, as training and validation give them.
+    """
+    for rows, length in (
+        [(2, 256), (2, 200), (3, 200), (1, 77)]
+        if device == CPU
+        else [(2, 1024), (2, 1000), (3, 1000), (16, 512), (1, 77)]
+    ):
         ids = batches(1, rows, length)[0].document_ids.to(device)
         generator = torch.Generator().manual_seed(length)
-        exact = [torch.randn(rows, n, length, 64, generator=generator).to(device, torch.bfloat16).float() for n in (4, heads, heads)]
+        exact = [
+            torch.randn(rows, n, length, 64, generator=generator).to(device, torch.bfloat16).float()
+            for n in (4, heads, heads)
+        ]
         direction = torch.randn(rows, 4, length, 64, generator=generator).to(device, torch.bfloat16)
 
-        def results(dtype: torch.dtype, mask: Any, exact: list[Tensor] = exact, direction: Tensor = direction) -> list[Tensor]:
+        def results(
+            dtype: torch.dtype,
+            mask: Any,
+            exact: list[Tensor] = exact,
+            direction: Tensor = direction,
+        ) -> list[Tensor]:
             q, k, v = (tensor.to(dtype).requires_grad_() for tensor in exact)
             if dtype == torch.float32:
-                out = reference_attention(q, *(tensor.repeat_interleave(4 // k.shape[1], dim=1) for tensor in (k, v)), mask)
+                out = reference_attention(
+                    q,
+                    *(tensor.repeat_interleave(4 // k.shape[1], dim=1) for tensor in (k, v)),
+                    mask,
+                )
             else:
                 out = attend(q, k, v, mask)
             return [out.detach(), *torch.autograd.grad(out, (q, k, v), direction.to(dtype))]
 
         reference = results(torch.float32, document_mask(ids))
-        dense, blocks = (rounding(results(torch.bfloat16, mask), reference) for mask in (document_mask(ids), document_blocks(ids)))
+        dense, blocks = (
+            rounding(results(torch.bfloat16, mask), reference)
+            for mask in (document_mask(ids), document_blocks(ids))
+        )
         assert 1e-3 < dense < 1e-2, "bf16 has 8 significant bits"
         assert blocks < 1.5 * dense, f"{rows} x {length}"
 
@@ -129,14 +197,18 @@ def test_the_device_decides_how_documents_are_masked(device: torch.device) -> No
 
 
 def test_whole_rows_use_a_flash_kernel(device: torch.device) -> None:
-    """Named by the profiler in a training step, without being asked for; with a dense mask a GPU has none."""
+    """Named by the profiler in a training step, without being asked for; with a dense
+    mask a GPU has none.
+    """
     model = build(device)
     micro_batches = batches(1, length=256, packed=False)
     gradients_of(model, micro_batches, device, torch.bfloat16)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         gradients_of(model, micro_batches, device, torch.bfloat16)
     names = {event.key for event in profile.key_averages()}
-    assert any(re.match(r"aten::_scaled_dot_product_(flash|cudnn)_attention", name) for name in names), sorted(names)
+    assert any(
+        re.match(r"aten::_scaled_dot_product_(flash|cudnn)_attention", name) for name in names
+    ), sorted(names)
     q = torch.randn(1, 2, 64, 64, device=device, dtype=torch.bfloat16)
     mask = document_mask(torch.zeros(1, 64, dtype=torch.int64, device=device))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -147,7 +219,9 @@ def test_whole_rows_use_a_flash_kernel(device: torch.device) -> None:
 
 
 def test_packed_rows_use_one_compiled_kernel(device: torch.device) -> None:
-    """On a GPU its name in the profile, and no memory for scores: (B, H, T, T) alone would be more than everything the step may take."""
+    """On a GPU its name in the profile, and no memory for scores: (B, H, T, T) alone
+    would be more than everything the step may take.
+    """
     rows, length = (2, 4096) if device != CPU else (1, 256)
     ids = batches(1, rows, length)[0].document_ids.to(device)
     q = torch.randn(rows, 16, length, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
@@ -186,8 +260,12 @@ def test_the_host_never_waits_inside_a_forward_pass(device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "whole"])
-def test_a_step_in_fp32_equals_the_cpus(device: torch.device, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradients of two micro-batches, then the losses of six updates. On the CPU: a GPU's path against the dense mask."""
+def test_a_step_in_fp32_equals_the_cpus(
+    device: torch.device, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of two micro-batches, then the losses of six updates. On the CPU: a
+    GPU's path against the dense mask.
+    """
     micro_batches = batches(6, packed=packed)
     with dense_mask(monkeypatch):
         reference = gradients_of(build(CPU), micro_batches[:2], CPU)
@@ -200,7 +278,13 @@ def test_fused_adamw_equals_the_plain_one(device: torch.device) -> None:
     """Five updates with the same gradients, some of them tiny."""
     generator = torch.Generator().manual_seed(0)
     results = []
-    gradients = [[0.1**step * torch.randn(p.shape, generator=generator) for p in StableLM2(SMALL).parameters()] for step in range(5)]
+    gradients = [
+        [
+            0.1**step * torch.randn(p.shape, generator=generator)
+            for p in StableLM2(SMALL).parameters()
+        ]
+        for step in range(5)
+    ]
     for fused in (True, False):
         model = build(device)
         optimizer = build_optimizer(model, OptimizerConfig())
@@ -213,7 +297,10 @@ def test_fused_adamw_equals_the_plain_one(device: torch.device) -> None:
             optimizer.step()
         results.append(list(model.parameters()))
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
-    assert distance([p.detach() for p in results[0]], [p.detach() for p in build(device).parameters()]) > 1e-3, "they have moved"
+    assert (
+        distance([p.detach() for p in results[0]], [p.detach() for p in build(device).parameters()])
+        > 1e-3
+    ), "they have moved"
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -228,7 +315,9 @@ def test_checkpointed_and_compiled_blocks_give_the_same_gradients(
         references = [gradients_of(plain, [batch], device) for batch in micro_batches + whole]
     model = build(device, run_of(SMALL, checkpointing, compiled))
     for number, batch in enumerate(micro_batches + whole):
-        with torch.compiler.set_stance("fail_on_recompile" if compiled and number in (2, 3) else "default"):
+        with torch.compiler.set_stance(
+            "fail_on_recompile" if compiled and number in (2, 3) else "default"
+        ):
             got = gradients_of(model, [batch], device)
         assert distance(got, references[number]) < 1e-4
 
@@ -237,7 +326,10 @@ def test_checkpointed_and_compiled_blocks_give_the_same_gradients(
 def test_bf16_follows_fp32(device: torch.device, packed: bool) -> None:
     """Twelve updates on one batch: the same way down, within 2%."""
     micro_batches = batches(1, length=96, packed=packed) * 12
-    exact, rounded = (train(build(device), micro_batches, device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, rounded = (
+        train(build(device), micro_batches, device, dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     assert exact[-1] < 0.8 * exact[0]
     assert rounded == pytest.approx(exact, rel=0.02)
     assert rounded != exact
@@ -250,22 +342,35 @@ WIDE = ModelConfig(
     max_position_embeddings=2048, bos_token_id=0, eos_token_id=0,
 )  # fmt: skip
 NARROW = WIDE.replace(
-    vocab_size=1024, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4
+    vocab_size=1024,
+    hidden_size=128,
+    intermediate_size=352,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
 )
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "whole"])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
-def test_peak_memory_is_within_a_tenth_of_the_plan(device: torch.device, checkpointing: str, packed: bool) -> None:
-    """Of a step that is not the first. On the CPU live tensors are counted, and only for whole rows: separate operations hold scores."""
+def test_peak_memory_is_within_a_tenth_of_the_plan(
+    device: torch.device, checkpointing: str, packed: bool
+) -> None:
+    """Of a step that is not the first. On the CPU live tensors are counted, and only
+    for whole rows: separate operations hold scores.
+    """
     if device == CPU and packed:
-        pytest.skip("a GPU's kernel in documents holds no scores, its separate operations on a CPU do")
+        pytest.skip(
+            "a GPU's kernel in documents holds no scores, its separate operations on a CPU do"
+        )
     model, rows, length = (NARROW, 2, 256) if device == CPU else (WIDE, 2, 2048)
     run = run_of(model, checkpointing, rows=rows, length=length)
     micro_batch = batches(1, rows, length, packed=packed, vocabulary=model.vocab_size)[0]
     if device != CPU:  # the workspaces of the matrix products are no part of the plan
         for dtype in (torch.float32, torch.bfloat16):
-            torch.ones(512, 512, device=device, dtype=dtype) @ torch.ones(512, 512, device=device, dtype=dtype)
+            torch.ones(512, 512, device=device, dtype=dtype) @ torch.ones(
+                512, 512, device=device, dtype=dtype
+            )
         before = torch.cuda.memory_allocated()
     network = build(device, run)
     optimizer = build_optimizer(network, OptimizerConfig())

@@ -1,4 +1,6 @@
-"""Sampling: what each option keeps, statistics at five sigma, stop ids, streaming, and the cache behind it."""
+"""Sampling: what each option keeps, statistics at five sigma, stop ids, streaming, and
+the cache behind it.
+"""
 
 import math
 
@@ -86,14 +88,22 @@ def test_stop_ids(model: StableLM2) -> None:
     first = (free[0, 3:] == stop).nonzero()[0].item() + 3
     assert torch.equal(stopped[0, : first + 1], free[0, : first + 1])
     assert (stopped[0, first:] == stop).all()  # the row that ended repeats the stop id
-    one_row = generate(model, PROMPT[:1], 20, temperature=0, stop_ids=[int(generate(model, PROMPT[:1], 1, temperature=0)[0, -1])])
+    one_row = generate(
+        model,
+        PROMPT[:1],
+        20,
+        temperature=0,
+        stop_ids=[int(generate(model, PROMPT[:1], 1, temperature=0)[0, -1])],
+    )
     assert one_row.shape == (1, 4)
 
 
 def test_stream_gives_the_same_ids(model: StableLM2) -> None:
     pieces = list(stream(model, PROMPT, 12, seed=4, top_p=0.9))
     assert len(pieces) == 12
-    assert torch.equal(torch.stack(pieces, dim=1), generate(model, PROMPT, 12, seed=4, top_p=0.9)[:, 3:])
+    assert torch.equal(
+        torch.stack(pieces, dim=1), generate(model, PROMPT, 12, seed=4, top_p=0.9)[:, 3:]
+    )
 
 
 def test_text_streams(model: StableLM2) -> None:
@@ -103,7 +113,9 @@ def test_text_streams(model: StableLM2) -> None:
     ids = torch.tensor([tokenizer.encode("De fiets")])
     drawn = generate(model, ids, 20, seed=1, stop_ids=[0])[0, ids.shape[1] :].tolist()
     assert "".join(pieces) == tokenizer.decode([i for i in drawn if i != 0])
-    assert isinstance("".join(stream_text(model, tokenizer, "", 5, seed=1)), str)  # an empty prompt starts a text
+    assert isinstance(
+        "".join(stream_text(model, tokenizer, "", 5, seed=1)), str
+    )  # an empty prompt starts a text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Attention inside packed documents by blocks, a GPU's path, run here with its kernel as separate operations, against the dense mask's."""
+"""Attention inside packed documents by blocks, a GPU's path, run here with its kernel
+as separate operations, against the dense mask's.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from slm2_minimal.config import ModelConfig
 from slm2_minimal.model import attention, transformer
-from slm2_minimal.model.attention import Attention, attend, document_blocks, document_mask, packed_mask, reference_attention
+from slm2_minimal.model.attention import Attention, attend, reference_attention
 from slm2_minimal.model.block import Block
+from slm2_minimal.model.masks import document_blocks, document_mask, packed_mask
 from slm2_minimal.model.rope import rotary_angles
 from slm2_minimal.model.transformer import StableLM2
 
@@ -40,7 +47,9 @@ packed = pytest.mark.parametrize("lengths", PACKED, ids=NAMES)
 
 @pytest.fixture
 def blocks_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's path. FlexAttention refuses gradients on a CPU because the kernel compiled for it has none; its separate operations have."""
+    """A GPU's path. FlexAttention refuses gradients on a CPU because the kernel
+    compiled for it has none; its separate operations have.
+    """
     torch.compiler.reset()
     monkeypatch.setattr(flex, "_validate_device", lambda *tensors: None)
     monkeypatch.setattr(attention, "_compiled", lambda function: function)
@@ -53,7 +62,9 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def ids_of(lengths: list[list[int]]) -> Tensor:
     """Row [2, 1] becomes 0 0 1."""
-    return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
+    return torch.stack(
+        [torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths]
+    )
 
 
 def positions_of(lengths: list[list[int]]) -> Tensor:
@@ -68,17 +79,22 @@ def randomised(module: torch.nn.Module) -> Any:
 
 
 def distance(tensors: list[Tensor], reference: list[Tensor]) -> float:
-    """The largest difference of a pair, relative to its reference's largest value; to a thousandth of the largest of all where it is 0."""
+    """The largest difference of a pair, relative to its reference's largest value; to a
+    thousandth of the largest of all where it is 0.
+    """
     floor = max(float(b.abs().max()) for b in reference) / 1000
     return max(
-        float((a.double() - b.double()).abs().max()) / max(float(b.abs().max()), floor) for a, b in zip(tensors, reference, strict=True)
+        float((a.double() - b.double()).abs().max()) / max(float(b.abs().max()), floor)
+        for a, b in zip(tensors, reference, strict=True)
     )
 
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=300), st.integers(0, 2**32 - 1))
 def test_blocks_say_what_the_dense_mask_says(ids: list[int], seed: int) -> None:
-    """Also for ids that come back later in the row: the rule is the same, not only for documents laid end to end."""
+    """Also for ids that come back later in the row: the rule is the same, not only for
+    documents laid end to end.
+    """
     rows = torch.tensor([ids, sorted(ids)])
     dense, blocks, size = document_mask(rows), document_blocks(rows), len(ids)
     assert torch.equal(flex.create_mask(blocks.mask_mod, 2, 1, size, size, device="cpu"), dense)
@@ -108,7 +124,10 @@ def test_blocks_of_other_documents_are_left_out() -> None:
 @pytest.mark.usefixtures("blocks_on_cpu")
 def test_outputs_and_gradients_equal_the_reference(lengths: list[list[int]], heads: int) -> None:
     ids = ids_of(lengths)
-    q, k, v = (randn(len(ids), n, ids.shape[1], 16, seed=seed).requires_grad_() for seed, n in enumerate((4, heads, heads)))
+    q, k, v = (
+        randn(len(ids), n, ids.shape[1], 16, seed=seed).requires_grad_()
+        for seed, n in enumerate((4, heads, heads))
+    )
     out = attend(q, k, v, document_blocks(ids))
     whole = [tensor.repeat_interleave(4 // heads, dim=1) for tensor in (k, v)]
     expected = reference_attention(q, *whole, document_mask(ids))
@@ -125,11 +144,18 @@ def test_packed_documents_equal_documents_alone(lengths: list[list[int]]) -> Non
     model: StableLM2 = randomised(StableLM2(SMALL))
     ids = torch.randint(0, 101, ids_of(lengths).shape, generator=torch.Generator().manual_seed(0))
     logits = model(ids, positions_of(lengths), ids_of(lengths))
-    parts = [document[None] for row, sizes in zip(ids, lengths, strict=True) for document in row.split(sizes)]
+    parts = [
+        document[None]
+        for row, sizes in zip(ids, lengths, strict=True)
+        for document in row.split(sizes)
+    ]
     alone = torch.cat([model(part)[0] for part in parts])
     torch.testing.assert_close(logits.flatten(0, 1), alone, atol=1e-5, rtol=1e-4)
     direction = randn(*alone.shape)
-    gradients, references = (torch.autograd.grad(y, list(model.parameters()), direction) for y in (logits.flatten(0, 1), alone))
+    gradients, references = (
+        torch.autograd.grad(y, list(model.parameters()), direction)
+        for y in (logits.flatten(0, 1), alone)
+    )
     assert distance(list(gradients), list(references)) < 1e-4
 
 
@@ -145,7 +171,9 @@ def test_a_gpu_gets_blocks_and_a_cpu_the_dense_mask(monkeypatch: pytest.MonkeyPa
 Run = Callable[..., Tensor]
 
 
-def gradients_of(run: Run, block: Block, x: Tensor, mask: Any, dtype: torch.dtype | None = None) -> list[Tensor]:
+def gradients_of(
+    run: Run, block: Block, x: Tensor, mask: Any, dtype: torch.dtype | None = None
+) -> list[Tensor]:
     """Output and all gradients of a block under autocast to `dtype`, or without."""
     angles = rotary_angles(torch.arange(x.shape[1]), SMALL.rotary_dim, SMALL.rope_theta)
     x = x.detach().requires_grad_()
@@ -158,8 +186,14 @@ def gradients_of(run: Run, block: Block, x: Tensor, mask: Any, dtype: torch.dtyp
     return gradients  # type: ignore[return-value]
 
 
-def keep_products_and_attention(context: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
-    kept = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.higher_order.flex_attention)
+def keep_products_and_attention(
+    context: object, op: object, *args: object, **kwargs: object
+) -> CheckpointPolicy:
+    kept = (
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.higher_order.flex_attention,
+    )
     return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -181,10 +215,17 @@ KINDS: dict[str, Callable[[Block], None]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("blocks_on_cpu")
 def test_checkpointed_and_compiled_blocks(kind: str, compiled: bool) -> None:
-    """The same gradients; and a block that was compiled for one packing is not compiled again for the next."""
+    """The same gradients; and a block that was compiled for one packing is not compiled
+    again for the next.
+    """
     block = randomised(Block(SMALL, 0))
-    x, batches = randn(2, 200, 64, seed=9), [[[1, 3, 100, 1, 95], [200]], [[50, 150], [199, 1]], [[1] * 200, [2] * 100]]
-    references = [gradients_of(block, block, x, document_mask(ids_of(lengths))) for lengths in batches]
+    x, batches = (
+        randn(2, 200, 64, seed=9),
+        [[[1, 3, 100, 1, 95], [200]], [[50, 150], [199, 1]], [[1] * 200, [2] * 100]],
+    )
+    references = [
+        gradients_of(block, block, x, document_mask(ids_of(lengths))) for lengths in batches
+    ]
     KINDS[kind](block)
     if compiled:
         block.compile(backend="aot_eager")
@@ -196,7 +237,9 @@ def test_checkpointed_and_compiled_blocks(kind: str, compiled: bool) -> None:
 
 @pytest.mark.usefixtures("blocks_on_cpu")
 def test_selective_checkpointing_sees_attention_as_one_operation() -> None:
-    """It is what train.parallel has to list among the operations whose outputs are kept."""
+    """It is what train.parallel has to list among the operations whose outputs are
+    kept.
+    """
     seen: list[Any] = []
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -205,21 +248,32 @@ def test_selective_checkpointing_sees_attention_as_one_operation() -> None:
         return keep_products_and_attention(context, op)
 
     block = randomised(Block(SMALL, 0))
-    run = partial(checkpoint, block, use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, policy))
+    run = partial(
+        checkpoint,
+        block,
+        use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, policy),
+    )
     gradients_of(run, block, randn(1, 64, 64), document_blocks(ids_of([[40, 24]])))
     assert seen.count(torch.ops.higher_order.flex_attention) == 1
 
 
-@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=["autocast", "bf16 weights"])
+@pytest.mark.parametrize(
+    "weights", [torch.float32, torch.bfloat16], ids=["autocast", "bf16 weights"]
+)
 @pytest.mark.usefixtures("blocks_on_cpu")
 def test_bf16_errs_no_more_than_with_the_dense_mask(weights: torch.dtype) -> None:
     """Both against fp32. Sums are rounded in another order, hence the half on top."""
     exact, lengths = randomised(Block(SMALL, 0)), [[1, 3, 100, 1, 95], [200]]
     x, ids = randn(2, 200, 64, seed=9), ids_of(lengths)
     reference = gradients_of(exact, exact, x, document_mask(ids))
-    block, dtype = randomised(Block(SMALL, 0)).to(weights), torch.bfloat16 if weights == torch.float32 else None
+    block, dtype = (
+        randomised(Block(SMALL, 0)).to(weights),
+        (torch.bfloat16 if weights == torch.float32 else None),
+    )
     errors = [
-        distance(gradients_of(block, block, x.to(weights), mask, dtype), reference) for mask in (document_blocks(ids), document_mask(ids))
+        distance(gradients_of(block, block, x.to(weights), mask, dtype), reference)
+        for mask in (document_blocks(ids), document_mask(ids))
     ]
     assert errors[1] > 1e-3, "this was to be bf16"
     assert errors[0] < 1.5 * errors[1]
@@ -227,7 +281,9 @@ def test_bf16_errs_no_more_than_with_the_dense_mask(weights: torch.dtype) -> Non
 
 @pytest.mark.usefixtures("blocks_on_cpu")
 def test_heads_shared_among_ranks() -> None:
-    """Tensor parallelism by hand: each of two ranks has half of the heads, and their outputs add up."""
+    """Tensor parallelism by hand: each of two ranks has half of the heads, and their
+    outputs add up.
+    """
     whole: Attention = randomised(Attention(SMALL, 0))
     x, mask = randn(2, 200, 64), document_blocks(ids_of([[150, 50], [1, 199]]))
     angles = rotary_angles(torch.arange(200), SMALL.rotary_dim, SMALL.rope_theta)
@@ -237,7 +293,9 @@ def test_heads_shared_among_ranks() -> None:
         part = Attention(SMALL, 0)
         for name in ("q_proj", "k_proj", "v_proj"):
             theirs, ours = getattr(whole, name), getattr(part, name)
-            ours.weight, ours.bias = (torch.nn.Parameter(tensor.chunk(2)[rank]) for tensor in (theirs.weight, theirs.bias))
+            ours.weight, ours.bias = (
+                torch.nn.Parameter(tensor.chunk(2)[rank]) for tensor in (theirs.weight, theirs.bias)
+            )
         part.o_proj.weight = torch.nn.Parameter(whole.o_proj.weight.chunk(2, dim=1)[rank])
         parts.append(part(x, rotation, mask))
     torch.testing.assert_close(parts[0] + parts[1], whole(x, rotation, mask), atol=1e-5, rtol=1e-4)
@@ -256,8 +314,18 @@ class Operations(TorchDispatchMode):
 
 
 def test_nothing_in_the_mask_waits_for_a_value() -> None:
-    """What reads a value back, or makes a shape of values, would have the host wait for all that a GPU has still to do."""
+    """What reads a value back, or makes a shape of values, would have the host wait for
+    all that a GPU has still to do.
+    """
     with Operations() as operations:
         document_blocks(ids_of([[150, 50], [1, 199]]))
     assert "eq" in operations.names, "operations are seen"
-    assert not operations.names & {"_local_scalar_dense", "item", "nonzero", "masked_select", "unique_consecutive", "_unique2", "equal"}
+    assert not operations.names & {
+        "_local_scalar_dense",
+        "item",
+        "nonzero",
+        "masked_select",
+        "unique_consecutive",
+        "_unique2",
+        "equal",
+    }

@@ -1,4 +1,6 @@
-"""Rotary embedding, attention, packing and initialisation, each against something worked out in another way."""
+"""Rotary embedding, attention, packing and initialisation, each against something
+worked out in another way.
+"""
 
 import math
 
@@ -6,7 +8,9 @@ import pytest
 import torch
 
 from slm2_minimal.config import DataError, ModelConfig
-from slm2_minimal.model.attention import KeyValueCache, document_mask, reference_attention
+from slm2_minimal.model.attention import reference_attention
+from slm2_minimal.model.cache import KeyValueCache
+from slm2_minimal.model.masks import document_mask
 from slm2_minimal.model.rope import apply_rotary, rotary_angles
 from slm2_minimal.model.transformer import StableLM2
 
@@ -36,7 +40,9 @@ def test_angles_by_hand() -> None:
 
 
 def test_rotary_by_complex_numbers() -> None:
-    """Half-split: dimension i and i + R/2 are the real and imaginary part of one number, multiplied by exp(i angle)."""
+    """Half-split: dimension i and i + R/2 are the real and imaginary part of one
+    number, multiplied by exp(i angle).
+    """
     x, angles = randn(2, 3, 5, 16), rotary_angles(torch.arange(5), rotary_dim=8, theta=10_000.0)
     z = torch.complex(x[..., :4], x[..., 4:8]) * torch.polar(torch.ones_like(angles), angles)
     expected = torch.cat([z.real, z.imag, x[..., 8:]], dim=-1)
@@ -57,7 +63,10 @@ def test_per_row_angles() -> None:
     x = randn(2, 3, 3, 16)
     both = apply_rotary(x, rotary_angles(positions, 8, 100.0))
     for row in range(2):
-        torch.testing.assert_close(both[row : row + 1], apply_rotary(x[row : row + 1], rotary_angles(positions[row], 8, 100.0)))
+        torch.testing.assert_close(
+            both[row : row + 1],
+            apply_rotary(x[row : row + 1], rotary_angles(positions[row], 8, 100.0)),
+        )
 
 
 def test_sdpa_equals_the_reference(model: StableLM2) -> None:
@@ -66,7 +75,8 @@ def test_sdpa_equals_the_reference(model: StableLM2) -> None:
     mask = document_mask(ids)
     fast = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     torch.testing.assert_close(fast, reference_attention(q, k, v, mask), atol=1e-6, rtol=1e-5)
-    # the weights of one query, by hand: a softmax over the two tokens of its document before it and itself
+    # the weights of one query, by hand: a softmax over the two tokens of its document
+    # before it and itself
     scores = [float(q[0, 0, 5] @ k[0, 0, s]) / 4 for s in (3, 4, 5)]
     total = sum(math.exp(s) for s in scores)
     by_hand = sum(math.exp(s) / total * v[0, 0, i] for s, i in zip(scores, (3, 4, 5), strict=True))
@@ -80,7 +90,9 @@ def test_document_mask_by_hand() -> None:
 
 def test_packed_documents_equal_documents_alone(model: StableLM2) -> None:
     lengths = (5, 1, 9, 3)
-    documents = [torch.randint(0, 101, (1, n), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    documents = [
+        torch.randint(0, 101, (1, n), generator=torch.Generator().manual_seed(n)) for n in lengths
+    ]
     packed = torch.cat(documents, dim=1)
     document_ids = torch.cat([torch.full((1, n), i) for i, n in enumerate(lengths)], dim=1)
     position_ids = torch.cat([torch.arange(n)[None] for n in lengths], dim=1)
@@ -122,11 +134,15 @@ def test_initial_weights() -> None:
         else:
             std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else base
             n = parameter.numel()
-            assert abs(parameter.std().item() / std - 1) < 5 / math.sqrt(2 * n), name  # 5 sigma of a standard deviation's estimate
+            assert abs(parameter.std().item() / std - 1) < 5 / math.sqrt(2 * n), (
+                name
+            )  # 5 sigma of a standard deviation's estimate
             assert abs(parameter.mean().item()) < 5 * std / math.sqrt(n), name
     again = StableLM2(config)
     again.init_weights(torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_longer_than_the_context(model: StableLM2) -> None:

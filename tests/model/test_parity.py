@@ -40,7 +40,9 @@ def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def ids(rows: int = 2, length: int = 33, seed: int = 1) -> torch.Tensor:
-    return torch.randint(0, SMALL.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, SMALL.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
@@ -58,15 +60,28 @@ def test_theirs_saved_is_ours_loaded(changes: dict, tmp_path: Path) -> None:
         "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "max_position_embeddings", "layer_norm_eps", "use_qkv_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id",
     )  # fmt: skip
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor}
-    theirs = randomised(StableLmForCausalLM(StableLmConfig(**{n: getattr(config, n) for n in names}, rope_parameters=rope)), seed=2)
+    rope = {
+        "rope_type": "default",
+        "rope_theta": config.rope_theta,
+        "partial_rotary_factor": config.partial_rotary_factor,
+    }
+    theirs = randomised(
+        StableLmForCausalLM(
+            StableLmConfig(**{n: getattr(config, n) for n in names}, rope_parameters=rope)
+        ),
+        seed=2,
+    )
     theirs.save_pretrained(tmp_path)
     model = StableLM2.from_pretrained(tmp_path)
     assert model.config == config
     torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [SHAPES["report"], SHAPES["grouped keys"], SHAPES["tied"]], ids=["report", "grouped keys", "tied"])
+@pytest.mark.parametrize(
+    "changes",
+    [SHAPES["report"], SHAPES["grouped keys"], SHAPES["tied"]],
+    ids=["report", "grouped keys", "tied"],
+)
 def test_gradients_agree(changes: dict, tmp_path: Path) -> None:
     model = randomised(StableLM2(SMALL.replace(**changes)))
     model.save_pretrained(tmp_path)
@@ -75,11 +90,15 @@ def test_gradients_agree(changes: dict, tmp_path: Path) -> None:
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids(seed=3).flatten()).backward()
     others = dict(theirs.named_parameters())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, others[name].grad, atol=1e-5, rtol=1e-3, msg=name)
+        torch.testing.assert_close(
+            parameter.grad, others[name].grad, atol=1e-5, rtol=1e-3, msg=name
+        )
 
 
 def test_old_config_fields_are_read(tmp_path: Path) -> None:
-    """Files written before `rope_parameters` existed, the released one among them, keep rotary fields at the top level."""
+    """Files written before `rope_parameters` existed, the released one among them, keep
+    rotary fields at the top level.
+    """
     model = randomised(StableLM2(SMALL.replace(rope_theta=77.0, partial_rotary_factor=0.5)))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -95,10 +114,15 @@ def test_shards_load_on_both_sides(tmp_path: Path) -> None:
     files = list(tmp_path.glob("model-*.safetensors"))
     assert len(files) > 2
     assert all(file.stat().st_size < 70_000 for file in files)
-    again, theirs = StableLM2.from_pretrained(tmp_path), StableLmForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    again, theirs = (
+        StableLM2.from_pretrained(tmp_path),
+        StableLmForCausalLM.from_pretrained(tmp_path, dtype=torch.float32),
+    )
     assert torch.equal(again(ids()), model(ids()))
     torch.testing.assert_close(theirs(ids()).logits, model(ids()), atol=1e-5, rtol=1e-4)
-    model.save_pretrained(tmp_path)  # one file now: the shards and their index must not be read any more
+    model.save_pretrained(
+        tmp_path
+    )  # one file now: the shards and their index must not be read any more
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -116,15 +140,31 @@ def test_full_size_has_the_released_keys_and_count() -> None:
     layer = ["input_layernorm.weight", "input_layernorm.bias", "post_attention_layernorm.weight", "post_attention_layernorm.bias",
              *(f"self_attn.{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")), "self_attn.o_proj.weight",
              *(f"mlp.{p}_proj.weight" for p in ("gate", "up", "down"))]  # fmt: skip
-    outside = ["model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.norm.bias"]
-    assert set(state) == set(outside) | {f"model.layers.{i}.{name}" for i in range(24) for name in layer}
+    outside = [
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.norm.bias",
+    ]
+    assert set(state) == set(outside) | {
+        f"model.layers.{i}.{name}" for i in range(24) for name in layer
+    }
     assert len(state) == 340
-    assert sum(value.numel() for value in state.values()) == 1_644_515_328 == model.config.num_parameters()
+    assert (
+        sum(value.numel() for value in state.values())
+        == 1_644_515_328
+        == model.config.num_parameters()
+    )
 
 
-@pytest.mark.parametrize(("norm_bias", "final_norm_bias", "count"), [(False, True, 1_644_417_024), (False, False, 1_644_414_976)])
+@pytest.mark.parametrize(
+    ("norm_bias", "final_norm_bias", "count"),
+    [(False, True, 1_644_417_024), (False, False, 1_644_414_976)],
+)
 def test_counts_of_the_model_card(norm_bias: bool, final_norm_bias: bool, count: int) -> None:
-    config = ModelConfig.preset("stablelm-2-1_6b").replace(norm_bias=norm_bias, final_norm_bias=final_norm_bias)
+    config = ModelConfig.preset("stablelm-2-1_6b").replace(
+        norm_bias=norm_bias, final_norm_bias=final_norm_bias
+    )
     with torch.device("meta"):
         model = StableLM2(config)
     assert sum(p.numel() for p in model.parameters()) == count == config.num_parameters()
@@ -165,17 +205,23 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="missing or damaged"):
         StableLM2.from_pretrained(tmp_path)
     StableLM2(SMALL.replace(hidden_size=128)).save_pretrained(tmp_path / "wide")
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / "wide" / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(
+        (tmp_path / "wide" / "model.safetensors").read_bytes()
+    )
     with pytest.raises(CheckpointError, match="shape"):
         StableLM2.from_pretrained(tmp_path)
     StableLM2(SMALL.replace(num_hidden_layers=2)).save_pretrained(tmp_path / "short")
-    (tmp_path / "model.safetensors").write_bytes((tmp_path / "short" / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(
+        (tmp_path / "short" / "model.safetensors").read_bytes()
+    )
     with pytest.raises(CheckpointError, match="missing"):
         StableLM2.from_pretrained(tmp_path)
 
 
 def test_hub_without_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="neither a local folder nor to be had from the Hub") as error:
+    with pytest.raises(
+        CheckpointError, match="neither a local folder nor to be had from the Hub"
+    ) as error:
         StableLM2.from_pretrained("nobody/nothing-of-this-name")
     assert "\n" not in str(error.value)

@@ -11,7 +11,9 @@ from bs4 import BeautifulSoup
 from slm2_minimal.teach import Explore
 
 matplotlib.use("agg")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 def draw(slope: float):
@@ -22,7 +24,13 @@ def draw(slope: float):
 
 @pytest.fixture(scope="module")
 def slider() -> Explore:
-    return Explore(draw, "slope <m>", [0.5, 1, 2], alt=lambda v: f'a line "rising" by {v}', label=lambda v: f"{v:.1f}")
+    return Explore(
+        draw,
+        "slope <m>",
+        [0.5, 1, 2],
+        alt=lambda v: f'a line "rising" by {v}',
+        label=lambda v: f"{v:.1f}",
+    )
 
 
 def test_static_form_has_a_native_slider_over_its_frames(slider: Explore) -> None:
@@ -31,7 +39,9 @@ def test_static_form_has_a_native_slider_over_its_frames(slider: Explore) -> Non
     assert (control["min"], control["max"], control["step"]) == ("0", "2", "1")
     assert control["oninput"]
     assert control.find_parent("label").get_text(" ", strip=True) == "slope <m> 0.5"
-    assert [image["alt"] for image in page.find_all("img")] == [f'a line "rising" by {v}' for v in (0.5, 1, 2)]
+    assert [image["alt"] for image in page.find_all("img")] == [
+        f'a line "rising" by {v}' for v in (0.5, 1, 2)
+    ]
     assert [image.has_attr("hidden") for image in page.find_all("img")] == [False, True, True]
     assert len({image["src"] for image in page.find_all("img")}) == 3
     assert page.find("script") is None
@@ -58,11 +68,15 @@ def test_no_figure_stays_open() -> None:
     assert plt.get_fignums() == before
 
 
-def test_a_moved_live_slider_changes_the_picture(slider: Explore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_live_slider_changes_the_picture(
+    slider: Explore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ipywidgets
 
     boxes = []
-    monkeypatch.setattr(ipywidgets, "VBox", lambda children: boxes.append(children) or ipywidgets.Box(children))
+    monkeypatch.setattr(
+        ipywidgets, "VBox", lambda children: boxes.append(children) or ipywidgets.Box(children)
+    )
     slider._repr_mimebundle_()
     [(control, image)] = boxes
     assert image.value == slider.frames[0]
@@ -78,7 +92,9 @@ def test_one_frame_or_too_many_are_refused(values: list[int]) -> None:
 
 @pytest.mark.skipif(BROWSER is None, reason="no browser on this machine")
 def test_the_static_slider_works_in_a_browser(slider: Explore, tmp_path: Path) -> None:
-    """A script in the page moves the first of two sliders to its last value and writes down which frames can be seen."""
+    """A script in the page moves the first of two sliders to its last value and writes
+    down which frames can be seen.
+    """
     page = tmp_path / "page.html"
     page.write_text(
         f"""<!doctype html><meta charset="utf-8"><body>{slider.html()}{slider.html()}<pre id="seen"></pre><script>
@@ -93,6 +109,14 @@ def test_the_static_slider_works_in_a_browser(slider: Explore, tmp_path: Path) -
         </script>""",
         encoding="utf-8",
     )
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    shown = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=60, check=True).stdout
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
+    shown = subprocess.run(
+        [BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     assert BeautifulSoup(shown, "html.parser").find(id="seen").text == "100 001 2.0 2.0 100"

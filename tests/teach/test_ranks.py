@@ -1,4 +1,6 @@
-"""Functions of a page on several ranks: what comes back, what a failing rank says, and that nothing is left running."""
+"""Functions of a page on several ranks: what comes back, what a failing rank says, and
+that nothing is left running.
+"""
 
 import os
 import subprocess
@@ -27,11 +29,17 @@ def with_offset(value: float) -> float:
 
 
 def sums(rank: int, size: int) -> tuple[float, torch.Tensor, int]:
-    """Uses a module by two names, a function and a class of the page, values of the page, and a class from the package."""
+    """Uses a module by two names, a function and a class of the page, values of the
+    page, and a class from the package.
+    """
     mine = TABLE["rows"].chunk(size)[rank].sum()
     dist.all_reduce(mine)
     print(f"rank {rank} of {size}")
-    return with_offset(mine.item()), torch.full((2,), rank), ModelConfig.preset("tiny").num_parameters()
+    return (
+        with_offset(mine.item()),
+        torch.full((2,), rank),
+        ModelConfig.preset("tiny").num_parameters(),
+    )
 
 
 def fails_on_rank_1(rank: int, size: int) -> None:
@@ -51,8 +59,14 @@ def never_ends(rank: int, size: int) -> None:
 
 
 def left_running() -> list[str]:
-    listed = subprocess.run(["ps", "-eo", "ppid,stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in listed if line.split()[0] == str(os.getpid()) and "teach.ranks" in line and " Z" not in line]
+    listed = subprocess.run(
+        ["ps", "-eo", "ppid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [
+        line
+        for line in listed
+        if line.split()[0] == str(os.getpid()) and "teach.ranks" in line and " Z" not in line
+    ]
 
 
 def test_results_and_prints_come_in_rank_order(capfd: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +83,12 @@ def test_results_and_prints_come_in_rank_order(capfd: pytest.CaptureFixture[str]
 
 def test_other_numbers_of_ranks_and_no_address_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a surrounding torchrun left in the environment does not matter."""
-    for name, value in {"RANK": "7", "WORLD_SIZE": "9", "MASTER_ADDR": "nowhere.example", "MASTER_PORT": "1"}.items():
+    for name, value in {
+        "RANK": "7",
+        "WORLD_SIZE": "9",
+        "MASTER_ADDR": "nowhere.example",
+        "MASTER_PORT": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     assert [answer[0] for answer in run_ranks(sums, 1)] == [6 + OFFSET]
 
@@ -93,6 +112,9 @@ def test_the_rank_that_failed_first_is_named_with_its_line(function, message: st
 
 
 def test_ranks_that_are_not_done_in_time_are_ended() -> None:
-    with pytest.raises(RankError, match=r"^rank 0, 1: not done after 1 s; does every rank make the same collective calls\?$"):
+    with pytest.raises(
+        RankError,
+        match=r"^rank 0, 1: not done after 1 s; does every rank make the same collective calls\?$",
+    ):
         run_ranks(never_ends, seconds=1)
     assert left_running() == []

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from slm2_minimal.config import DataError
-from slm2_minimal.teach import COLORS, LINE_STYLES, load_record, provenance, save_record, show_source, use_style
+from slm2_minimal.teach import (
+    COLORS,
+    LINE_STYLES,
+    load_record,
+    provenance,
+    save_record,
+    show_source,
+    use_style,
+)
 from slm2_minimal.text.tokenizer import Tokenizer
 from slm2_minimal.train.optimizer import clip_gradients
 from slm2_minimal.train.schedule import average_rate, learning_rate
@@ -38,7 +46,13 @@ def test_a_record_comes_back_with_where_it_came_from(tmp_path: Path) -> None:
     assert record["seconds"] == 61
     assert list(tmp_path.iterdir()) == [path], "nothing half-written stays"
     line = provenance(record).data
-    for part in ("python book/experiments/run.py", record["date"], record["commit"], record["torch"], "61 seconds"):
+    for part in (
+        "python book/experiments/run.py",
+        record["date"],
+        record["commit"],
+        record["torch"],
+        "61 seconds",
+    ):
         assert part in line
 
 
@@ -72,7 +86,9 @@ def test_colours_can_be_told_from_the_page_and_from_each_other_in_grey() -> None
     lightness = {color: 116 * luminance(color) ** (1 / 3) - 16 for color in COLORS}
     assert all(1.05 / (luminance(color) + 0.05) >= 3 for color in COLORS), "contrast with white"
     assert all(abs(lightness[a] - lightness[b]) >= 4 for a, b in combinations(COLORS, 2))
-    assert all(abs(lightness[a] - lightness[b]) >= 15 for a, b in combinations(COLORS[:3], 2)), "most figures have three lines"
+    assert all(abs(lightness[a] - lightness[b]) >= 15 for a, b in combinations(COLORS[:3], 2)), (
+        "most figures have three lines"
+    )
 
 
 def test_lines_differ_in_style_as_well_as_in_colour() -> None:

@@ -1,4 +1,6 @@
-"""The teaching BPE: a case worked by hand, and tiktoken's ids on the same ranks and pattern."""
+"""The teaching BPE: a case worked by hand, and tiktoken's ids on the same ranks and
+pattern.
+"""
 
 import random
 
@@ -18,8 +20,9 @@ ALPHABET = " \n\r\t\xa0\u2003aabtshelloréßſ'’0127٣½漢가.,!?<|>_(\u0301�
 texts = st.one_of(st.text(alphabet=ALPHABET, max_size=60), st.text(max_size=40))
 
 
-# By hand: "aaabdaaabac". aa comes first (4 times). Then a-b and aa-a both come twice: the bytes "a" are before "aa", so ab. Then aa-ab
-# (twice). Of what is left every pair comes once, and (a, c) is the first as bytes.
+# By hand: "aaabdaaabac". aa comes first (4 times). Then a-b and aa-a both come twice:
+# the bytes "a" are before "aa", so ab. Then aa-ab (twice). Of what is left every pair
+# comes once, and (a, c) is the first as bytes.
 HAND = [b"aa", b"ab", b"aaab", b"ac"]
 
 
@@ -73,9 +76,15 @@ def test_the_order_of_words_does_not_matter() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Ranks, tiktoken.Encoding]:
-    text = "\n".join(document.text for language in ("en", "de", "fr") for document in load_corpus(languages=[language], limit=2))
+    text = "\n".join(
+        document.text
+        for language in ("en", "de", "fr")
+        for document in load_corpus(languages=[language], limit=2)
+    )
     ranks = train_bpe(text, 250, ARCADE_PATTERN)
-    return ranks, tiktoken.Encoding("trained", pat_str=ARCADE_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return ranks, tiktoken.Encoding(
+        "trained", pat_str=ARCADE_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
 
 
 @given(text=texts)

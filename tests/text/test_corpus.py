@@ -1,4 +1,6 @@
-"""The embedded corpus as it is promised, the held-out split, and one reader for files, folders and the Hub."""
+"""The embedded corpus as it is promised, the held-out split, and one reader for files,
+folders and the Hub.
+"""
 
 import re
 import unicodedata
@@ -8,13 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm2_minimal.text.corpus import (
-    LANGUAGES,
-    Document,
-    arithmetic,
-    is_validation,
-    load_corpus,
-)
+from slm2_minimal.text.corpus import LANGUAGES, arithmetic, load_corpus
+from slm2_minimal.text.documents import Document, is_validation
 from tests.complaints import data_error as complaint
 
 ALL = ("en", "de", "es", "fr", "it", "nl", "pt", "code", "math")
@@ -55,13 +52,18 @@ def test_translations_are_parallel(corpus: list[Document], language: str) -> Non
     english, other = of(corpus, "en"), of(corpus, language)
     assert [document.id for document in other] == [document.id for document in english]
     assert [document.domain for document in other] == [document.domain for document in english]
-    paragraphs = [[len(document.text.split("\n\n")) for document in documents] for documents in (english, other)]
+    paragraphs = [
+        [len(document.text.split("\n\n")) for document in documents]
+        for documents in (english, other)
+    ]
     assert paragraphs[0] == paragraphs[1]
 
 
 @pytest.mark.parametrize("language", LANGUAGES[1:])
 def test_translations_are_translations(corpus: list[Document], language: str) -> None:
-    """Not the English text again, and about as long. Names and numbers are what three words in a row may have in common."""
+    """Not the English text again, and about as long. Names and numbers are what three
+    words in a row may have in common.
+    """
     for english, other in zip(of(corpus, "en"), of(corpus, language), strict=True):
         common, own = shingles(english.text, 3) & shingles(other.text, 3), shingles(other.text, 3)
         assert len(common) < 0.1 * len(own), other.id
@@ -85,7 +87,9 @@ def test_text_is_clean_unicode(corpus: list[Document]) -> None:
         for text in (document.text, document.title):
             assert unicodedata.is_normalized("NFC", text), where
             allowed = {"\n", "\t"} if document.language == "code" else {"\n"}
-            assert {c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn")} <= allowed, where
+            assert {
+                c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn")
+            } <= allowed, where
             assert "\ufffd" not in text, where
         body = document.text.removesuffix("\n") if document.language == "code" else document.text
         assert body == body.strip(), where
@@ -94,8 +98,12 @@ def test_text_is_clean_unicode(corpus: list[Document]) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_prose_is_paragraphs(corpus: list[Document], language: str) -> None:
-    """One paragraph a line, one empty line between two, no blanks at the ends, nothing twice."""
-    paragraphs = [paragraph for document in of(corpus, language) for paragraph in document.text.split("\n\n")]
+    """One paragraph a line, one empty line between two, no blanks at the ends, nothing
+    twice.
+    """
+    paragraphs = [
+        paragraph for document in of(corpus, language) for paragraph in document.text.split("\n\n")
+    ]
     assert [p for p in paragraphs if p != p.strip() or "\n" in p or "  " in p or not p] == []
     long = [p for p in paragraphs if len(p) > 60]
     assert len(set(long)) == len(long)
@@ -111,7 +119,10 @@ def shingles(text: str, size: int = 5) -> set[tuple[str, ...]]:
 def test_no_near_duplicates(corpus: list[Document], language: str) -> None:
     grams = [(document.id, shingles(document.text)) for document in of(corpus, language)]
     alike = [
-        (a, b) for i, (a, first) in enumerate(grams) for b, second in grams[:i] if len(first & second) >= 0.3 * max(1, len(first | second))
+        (a, b)
+        for i, (a, first) in enumerate(grams)
+        for b, second in grams[:i]
+        if len(first & second) >= 0.3 * max(1, len(first | second))
     ]
     assert alike == []
 
@@ -124,8 +135,18 @@ def test_the_duplicate_measure_finds_duplicates() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_each_language_uses_its_own_letters(corpus: list[Document], language: str) -> None:
-    """A rough guard against a file that holds another language: its commonest little words, and letters that it needs."""
-    words = {"en": "the", "de": "und", "es": "los", "fr": "les", "it": "che", "nl": "het", "pt": "não"}
+    """A rough guard against a file that holds another language: its commonest little
+    words, and letters that it needs.
+    """
+    words = {
+        "en": "the",
+        "de": "und",
+        "es": "los",
+        "fr": "les",
+        "it": "che",
+        "nl": "het",
+        "pt": "não",
+    }
     letters = {"en": "w", "de": "ß", "es": "ñ", "fr": "ê", "it": "ù", "nl": "ij", "pt": "ã"}
     text = " ".join(document.text for document in of(corpus, language))
     counts = {other: len(re.findall(rf"\b{word}\b", text)) for other, word in words.items()}
@@ -137,7 +158,11 @@ def test_each_language_uses_its_own_letters(corpus: list[Document], language: st
 
 
 def test_arithmetic_is_right(corpus: list[Document]) -> None:
-    operations: dict[str, Callable[[int, int], int]] = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+    operations: dict[str, Callable[[int, int], int]] = {
+        "+": int.__add__,
+        "-": int.__sub__,
+        "*": int.__mul__,
+    }
     seen = set()
     for document in of(corpus, "math"):
         lines = document.text.split("\n")
@@ -156,7 +181,12 @@ def test_arithmetic_is_right(corpus: list[Document]) -> None:
 
 def test_arithmetic_is_the_same_on_every_machine() -> None:
     first, *_, last = arithmetic(100)
-    assert (first.id, first.language, first.domain, first.title) == ("arithmetic-001", "math", "arithmetic", "Numbers below 100")
+    assert (first.id, first.language, first.domain, first.title) == (
+        "arithmetic-001",
+        "math",
+        "arithmetic",
+        "Numbers below 100",
+    )
     assert (last.id, last.title) == ("arithmetic-100", "Numbers below 10,000")
     assert first.text.split("\n")[:3] == ["2666 / 62 = 43", "2600 / 52 = 50", "78 - 2 = 76"]
     assert list(arithmetic(100)) == list(arithmetic(100))
@@ -172,7 +202,9 @@ def test_arithmetic_is_the_same_on_every_machine() -> None:
      ("café", 50), ("", 53)],
 )  # fmt: skip
 def test_is_validation_never_changes(document_id: str, held_out_from: int) -> None:
-    """The literal values make a change of the rule visible: it would move documents between training and validation of old runs."""
+    """The literal values make a change of the rule visible: it would move documents
+    between training and validation of old runs.
+    """
     assert not is_validation(document_id, held_out_from - 1)
     assert is_validation(document_id, held_out_from)
 
@@ -214,18 +246,27 @@ def test_no_held_out_id_is_trained_on_in_any_language(corpus: list[Document]) ->
 def test_narrowing(corpus: list[Document]) -> None:
     assert load_corpus(languages=["de", "math"]) == of(corpus, "de") + of(corpus, "math")
     assert load_corpus(domains=("recipes",)) == [d for d in corpus if d.domain == "recipes"]
-    assert {(d.language, d.domain) for d in load_corpus(languages={"it"}, domains={"letters"})} == {("it", "letters")}
+    assert {(d.language, d.domain) for d in load_corpus(languages={"it"}, domains={"letters"})} == {
+        ("it", "letters")
+    }
     assert load_corpus(limit=3) == corpus[:3]
     assert load_corpus(languages=["fr"], limit=2) == of(corpus, "fr")[:2]
 
 
 def test_nothing_left() -> None:
     message = complaint(lambda: load_corpus(languages=["xx"]))
-    assert message.startswith("corpus = 'embedded': no document with languages = ['xx'], domains = all")
-    assert "domains = ['recipes']" in complaint(lambda: load_corpus(languages=["code"], domains=["recipes"]))
+    assert message.startswith(
+        "corpus = 'embedded': no document with languages = ['xx'], domains = all"
+    )
+    assert "domains = ['recipes']" in complaint(
+        lambda: load_corpus(languages=["code"], domains=["recipes"])
+    )
 
 
 def test_a_string_is_not_a_list_of_languages() -> None:
     """ "code" holds the letters of "de": it would give the German texts."""
-    assert complaint(lambda: load_corpus(languages="code")) == "languages = 'code': must be a list of names; write ['code']"
+    assert (
+        complaint(lambda: load_corpus(languages="code"))
+        == "languages = 'code': must be a list of names; write ['code']"
+    )
     assert complaint(lambda: load_corpus(domains="recipes")).startswith("domains = 'recipes'")

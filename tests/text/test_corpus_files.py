@@ -1,4 +1,6 @@
-"""Texts from files and folders in every format, the damaged and the unreadable among them."""
+"""Texts from files and folders in every format, the damaged and the unreadable among
+them.
+"""
 
 import gzip
 import json
@@ -16,18 +18,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from slm2_minimal.config import DataError, MissingExtraError
-from slm2_minimal.text.corpus import (
-    MAX_LINE_BYTES,
-    Document,
-    load_corpus,
-    stream_corpus,
-    text_files,
-)
+from slm2_minimal.text.corpus import load_corpus, stream_corpus
+from slm2_minimal.text.documents import MAX_LINE_BYTES, Document, text_files
 from tests.complaints import data_error as complaint
 
 # Files
 
-RECORDS = [{"text": "erste Zeile\nzweite", "id": "a", "language": "de", "domain": "tales", "title": "Eins"}, {"text": "sécond"}]
+RECORDS = [
+    {
+        "text": "erste Zeile\nzweite",
+        "id": "a",
+        "language": "de",
+        "domain": "tales",
+        "title": "Eins",
+    },
+    {"text": "sécond"},
+]
 
 
 def read_back(path: Path, stem: str, first: int = 1) -> None:
@@ -74,7 +80,9 @@ def test_parquet(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    """Files in the order of their paths, below each other too; other files, and folders that are named like files, are no documents."""
+    """Files in the order of their paths, below each other too; other files, and folders
+    that are named like files, are no documents.
+    """
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "z.txt").write_text("three")
     (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": "one"}, {"text": "two"}]))
@@ -82,13 +90,21 @@ def test_folder(tmp_path: Path) -> None:
     (tmp_path / "part.parquet").mkdir()
     pq.write_table(pa.table({"text": ["four"]}), tmp_path / "part.parquet" / "0.parquet")
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(jsonl([{"text": "five"}])))
-    assert [document.text for document in load_corpus(tmp_path)] == ["one", "two", "three", "four", "five"]
+    assert [document.text for document in load_corpus(tmp_path)] == [
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+    ]
 
 
 def test_ids_of_equally_named_files_tell_their_folders(tmp_path: Path) -> None:
     for folder in ("", "2023", "2024/b.1"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / "part.0.jsonl").write_bytes(jsonl([{"text": "x"}, {"text": "y", "id": "own"}]))
+        (tmp_path / folder / "part.0.jsonl").write_bytes(
+            jsonl([{"text": "x"}, {"text": "y", "id": "own"}])
+        )
         (tmp_path / folder / "note.txt").write_text("z")
         pq.write_table(pa.table({"text": ["w"]}), tmp_path / folder / "rows.parquet")
     documents = load_corpus(tmp_path)
@@ -100,19 +116,26 @@ def test_ids_of_equally_named_files_tell_their_folders(tmp_path: Path) -> None:
     assert {document.title for document in documents if document.text == "z"} == {"note"}
     direct = tmp_path / "2023" / "part.0.jsonl"
     assert [document.id for document in load_corpus(direct)] == ["part.0-1", "own"]
-    assert [document.id for document in stream_corpus(str(direct), root=str(tmp_path))] == ["2023/part.0-1", "own"]
+    assert [document.id for document in stream_corpus(str(direct), root=str(tmp_path))] == [
+        "2023/part.0-1",
+        "own",
+    ]
 
 
 def test_only_null_and_the_empty_string_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(jsonl([{"text": "x", "id": i, "title": i} for i in (0, False, 0.0, None, "", "0")]))
+    path.write_bytes(
+        jsonl([{"text": "x", "id": i, "title": i} for i in (0, False, 0.0, None, "", "0")])
+    )
     assert [(d.id, d.title) for d in load_corpus(path)] == [
         ("0", "0"), ("False", "False"), ("0.0", "0.0"), ("a-4", ""), ("a-5", ""), ("0", "0"),
     ]  # fmt: skip
 
 
 def test_every_field_is_valid_unicode(tmp_path: Path) -> None:
-    """JSON can write half a surrogate pair, and a file's name can hold a byte that is no character."""
+    """JSON can write half a surrogate pair, and a file's name can hold a byte that is
+    no character.
+    """
     half = {key: f"{key} \ud83d" for key in ("text", "id", "language", "domain", "title")}
     (tmp_path / "a.jsonl").write_text(json.dumps(half) + '\n{"text": "\\ud83d\\ude00"}\n')
     (tmp_path / os.fsdecode(b"\xe9t\xe9.txt")).write_text("a")
@@ -124,7 +147,9 @@ def test_every_field_is_valid_unicode(tmp_path: Path) -> None:
 
 
 def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
-    """From outside under the link's name, from inside under their own; and a circle ends."""
+    """From outside under the link's name, from inside under their own; and a circle
+    ends.
+    """
     source, outside = tmp_path / "source", tmp_path / "outside"
     for folder in (source / "m", outside / "deep", outside / "other"):
         folder.mkdir(parents=True)
@@ -137,9 +162,15 @@ def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
     (outside / "deep" / "nowhere").symlink_to(tmp_path / "nowhere")
     expected = ["b-link/deep/a.txt", "b-link/other/a.txt", "m/a.txt"]
     assert [file.relative_to(source).as_posix() for file in text_files(source)] == expected
-    assert [(d.id, d.text) for d in load_corpus(source)] == [("b-link/deep/a", "deep"), ("b-link/other/a", "other"), ("m/a", "m")]
+    assert [(d.id, d.text) for d in load_corpus(source)] == [
+        ("b-link/deep/a", "deep"),
+        ("b-link/other/a", "other"),
+        ("m/a", "m"),
+    ]
     (tmp_path / "itself").symlink_to(source)
-    assert [file.relative_to(tmp_path / "itself").as_posix() for file in text_files(tmp_path / "itself")] == expected
+    assert [
+        file.relative_to(tmp_path / "itself").as_posix() for file in text_files(tmp_path / "itself")
+    ] == expected
 
 
 def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,10 +185,16 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "no such file or folder" in complaint(lambda: load_corpus("~no-such-user/texts"))
 
 
-@pytest.mark.parametrize("name", ["p[1].parquet", "p*.parquet", "p?.parquet", "p[!a].parquet", "[a-z]/p.parquet"])
+@pytest.mark.parametrize(
+    "name", ["p[1].parquet", "p*.parquet", "p?.parquet", "p[!a].parquet", "[a-z]/p.parquet"]
+)
 def test_a_parquet_file_named_like_a_pattern(tmp_path: Path, name: str) -> None:
     """It is read, and not the files that the pattern would fit."""
-    for path, text in ((tmp_path / "p1.parquet", "other"), (tmp_path / "a" / "p.parquet", "other"), (tmp_path / name, "own")):
+    for path, text in (
+        (tmp_path / "p1.parquet", "other"),
+        (tmp_path / "a" / "p.parquet", "other"),
+        (tmp_path / name, "own"),
+    ):
         path.parent.mkdir(exist_ok=True)
         pq.write_table(pa.table({"text": [text]}), path)
     assert [document.text for document in load_corpus(tmp_path / name)] == ["own"]
@@ -175,15 +212,35 @@ def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', ":2: not JSON", "every line must be one object"),
         ("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n', ":1: not JSON", "BOM"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', ":2: not UTF-8", "iconv"),
-        ("a.jsonl", b'{"text": "x"}\n{"content": "x"}\n', ":2: has no field 'text'", "rename the field"),
-        ("a.jsonl", b'{"text": "x", "id": ' + b"1" * 5000 + b"}\n", ":1: not JSON", "a number of too many digits"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"content": "x"}\n',
+            ":2: has no field 'text'",
+            "rename the field",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "x", "id": ' + b"1" * 5000 + b"}\n",
+            ":1: not JSON",
+            "a number of too many digits",
+        ),
         ("a.jsonl", b'{"text": 3}\n', ":1: has no field 'text'", "that holds a string"),
         ("a.jsonl", b'{"text": null}\n', ":1: has no field 'text'", "that holds a string"),
         ("a.jsonl", b'["text"]\n', ":1: has no field 'text'", "rename"),
         ("a.txt", b"abc\xff", ": byte 3 is not UTF-8", "iconv"),
         ("a.jsonl.gz", b"plain", ": cannot be read after line 0", "Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(jsonl(RECORDS * 50))[:-12], ": cannot be read after line ", "ended before the end-of-stream marker"),
-        ("a.jsonl.gz", gzip.compress(b"x" * 99)[:10] + b"\xff" * 20, ": cannot be read after line 0", "decompressing"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(jsonl(RECORDS * 50))[:-12],
+            ": cannot be read after line ",
+            "ended before the end-of-stream marker",
+        ),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"x" * 99)[:10] + b"\xff" * 20,
+            ": cannot be read after line 0",
+            "decompressing",
+        ),
         ("a.jsonl.gz", gzip.compress(b"\xff"), ":1: not UTF-8", "iconv"),
     ],
     ids=[
@@ -211,7 +268,14 @@ def test_damaged_files(tmp_path: Path, name: str, content: bytes, place: str, re
         assert remedy in message
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: raw[:4] + b"\x5a" * 60 + raw[64:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"",
+        lambda raw: raw[:4] + b"\x5a" * 60 + raw[64:],
+    ],
+)
 def test_damaged_parquet(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["x", "y"] * 50}), path)
@@ -232,13 +296,29 @@ def test_parquet_without_text(tmp_path: Path) -> None:
 def test_missing_and_unknown_files(tmp_path: Path) -> None:
     assert "no such file or folder" in complaint(lambda: load_corpus(tmp_path / "nowhere.jsonl"))
     assert "no such file or folder" in complaint(lambda: load_corpus("texts/nowhere.jsonl"))
-    for name in ("./owner/name", "owner/", "owner/name/", "owner", "~/name", "~owner/name", "own er/name", "owner/na\tme", "-owner/name"):
-        assert f"path = {name!r}: no such file or folder" in complaint(lambda name=name: load_corpus(name))  # type: ignore[misc]
-    assert "no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file in this folder" in complaint(lambda: load_corpus(tmp_path))
+    for name in (
+        "./owner/name",
+        "owner/",
+        "owner/name/",
+        "owner",
+        "~/name",
+        "~owner/name",
+        "own er/name",
+        "owner/na\tme",
+        "-owner/name",
+    ):
+        assert f"path = {name!r}: no such file or folder" in complaint(
+            lambda name=name: load_corpus(name)
+        )  # type: ignore[misc]
+    assert "no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file in this folder" in complaint(
+        lambda: load_corpus(tmp_path)
+    )
     (tmp_path / "a.csv").write_text("text\nx\n")
     assert "unknown kind of file" in complaint(lambda: load_corpus(tmp_path / "a.csv"))
     (tmp_path / "a.jsonl").write_text("\n\n")
-    assert "no document with languages = all" in complaint(lambda: load_corpus(tmp_path / "a.jsonl"))
+    assert "no document with languages = all" in complaint(
+        lambda: load_corpus(tmp_path / "a.jsonl")
+    )
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,8 +335,17 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_records_that_cannot_be_used_are_counted_and_passed_over(tmp_path: Path) -> None:
-    bad = [b"{", b"[]", b'{"text": 3}', b'{"text": "\xff"}', b"[" * 100_000, b'{"text": "x", "n": ' + b"1" * 5000 + b"}"]
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join([b'{"text": "first"}', *bad, b"", b'{"text": "last"}']))
+    bad = [
+        b"{",
+        b"[]",
+        b'{"text": 3}',
+        b'{"text": "\xff"}',
+        b"[" * 100_000,
+        b'{"text": "x", "n": ' + b"1" * 5000 + b"}",
+    ]
+    (tmp_path / "a.jsonl").write_bytes(
+        b"\n".join([b'{"text": "first"}', *bad, b"", b'{"text": "last"}'])
+    )
     (tmp_path / "b.txt").write_bytes(b"Stra\xdfe")
     skipped = Counter[str]()
     assert [d.text for d in stream_corpus(tmp_path, skipped=skipped)] == ["first", "last"]
@@ -288,21 +377,31 @@ def test_the_longest_line(tmp_path: Path, size: int) -> None:
     path.write_bytes(b'{"text": "' + b"x" * (size - frame) + b'"}\n{"text": "after"}\n')
     skipped = Counter[str]()
     lengths = [len(d.text) for d in stream_corpus(path, skipped=skipped)]
-    assert (lengths, sum(skipped.values())) == (([size - frame, 5], 0) if size <= MAX_LINE_BYTES else ([5], 1))
+    assert (lengths, sum(skipped.values())) == (
+        ([size - frame, 5], 0) if size <= MAX_LINE_BYTES else ([5], 1)
+    )
 
 
 def test_zst_of_several_frames_and_a_truncated_one(tmp_path: Path) -> None:
     def compressed(records: range) -> bytes:
         buffer = pa.BufferOutputStream()
         with pa.output_stream(buffer, compression="zstd") as file:
-            file.write(b"".join(json.dumps({"text": f"text {i} of many " * 20}).encode() + b"\n" for i in records))
+            file.write(
+                b"".join(
+                    json.dumps({"text": f"text {i} of many " * 20}).encode() + b"\n"
+                    for i in records
+                )
+            )
         return buffer.getvalue().to_pybytes()
 
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(compressed(range(1000)) + compressed(range(1000, 3000)))
     assert [d.text.split()[1] for d in load_corpus(path)] == [str(i) for i in range(3000)]
     path.write_bytes(compressed(range(3000))[:-2000])
-    assert re.search(r"a\.jsonl\.zst: cannot be read after line \d+ \(Truncated", complaint(lambda: load_corpus(path)))
+    assert re.search(
+        r"a\.jsonl\.zst: cannot be read after line \d+ \(Truncated",
+        complaint(lambda: load_corpus(path)),
+    )
 
 
 def test_zst_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +415,10 @@ def test_text_may_stand_in_another_field(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"content": "yes", "text": "no"}\n')
     assert [d.text for d in stream_corpus(tmp_path / "a.jsonl", text_field="content")] == ["yes"]
     with pytest.raises(
-        DataError, match=r"has no field 'body' that holds a string; rename the field \(a source can name another as its text_field\)$"
+        DataError,
+        match=(
+            r"has no field 'body' that holds a string; rename the field \(a source can name another"
+            r" as its text_field\)$"
+        ),
     ):
         list(stream_corpus(tmp_path / "a.jsonl", text_field="body"))

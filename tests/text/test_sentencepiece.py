@@ -7,26 +7,30 @@ from pathlib import Path
 import pytest
 
 from slm2_minimal.config import PRESET_DIR, DataError
-from slm2_minimal.text.corpus import is_validation, load_corpus
-from slm2_minimal.text.tokenizer import (
-    SentencePieceTokenizer,
-    load_tokenizer,
-    train_sentencepiece,
-)
+from slm2_minimal.text.corpus import load_corpus
+from slm2_minimal.text.documents import is_validation
+from slm2_minimal.text.tokenizer import SentencePieceTokenizer, load_tokenizer, train_sentencepiece
 
 # SentencePiece models
 
 
 def test_tiny_model(tiny: SentencePieceTokenizer) -> None:
     assert (tiny.vocab_size, tiny.eos_token_id, tiny.name) == (1024, 0, "tiny")
-    assert tiny.fingerprint == hashlib.sha256((PRESET_DIR / "tiny.model").read_bytes()).hexdigest()[:16]
+    assert (
+        tiny.fingerprint
+        == hashlib.sha256((PRESET_DIR / "tiny.model").read_bytes()).hexdigest()[:16]
+    )
     assert tiny.decode(tiny.encode("\n")) == "\n"
     assert len(tiny.encode("\n")) == 1
 
 
 def test_pieces_of_tiny_never_span_a_word_or_two_digits(tiny: SentencePieceTokenizer) -> None:
     """What lets `encode_stream` cut before a lone space and after newlines."""
-    pieces = [tiny.processor.id_to_piece(i) for i in range(2, tiny.vocab_size) if not tiny.processor.is_byte(i)]
+    pieces = [
+        tiny.processor.id_to_piece(i)
+        for i in range(2, tiny.vocab_size)
+        if not tiny.processor.is_byte(i)
+    ]
     assert [p for p in pieces if "\u2581" in p.lstrip("\u2581")] == []
     assert [p for p in pieces if "\n" in p] == ["\n"]
     assert [p for p in pieces if sum(c.isdigit() for c in p) and len(p.lstrip("\u2581")) > 1] == []
@@ -55,7 +59,9 @@ def test_training_is_deterministic(tmp_path: Path, some_texts: list[str]) -> Non
 
 def test_training_normalises(tmp_path: Path, some_texts: list[str]) -> None:
     train_sentencepiece([*some_texts, "café naïve " * 50], tmp_path / "a.model", 400)
-    train_sentencepiece([*some_texts, unicodedata.normalize("NFD", "café naïve " * 50)], tmp_path / "b.model", 400)
+    train_sentencepiece(
+        [*some_texts, unicodedata.normalize("NFD", "café naïve " * 50)], tmp_path / "b.model", 400
+    )
     assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
 
 

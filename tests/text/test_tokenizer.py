@@ -1,4 +1,6 @@
-"""Text to ids and back: the facts of Arcade100k, exact round trips, streams, and every way a vocabulary can be missing or damaged."""
+"""Text to ids and back: the facts of Arcade100k, exact round trips, streams, and every
+way a vocabulary can be missing or damaged.
+"""
 
 import base64
 import hashlib
@@ -14,11 +16,7 @@ from hypothesis import strategies as st
 
 from slm2_minimal.text import tokenizer as module
 from slm2_minimal.text.corpus import load_corpus
-from slm2_minimal.text.tokenizer import (
-    Arcade100k,
-    SentencePieceTokenizer,
-    Tokenizer,
-)
+from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer, Tokenizer
 
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 SPECIAL_TOKENS = {
@@ -30,9 +28,13 @@ SPECIAL_TOKENS = {
     100280: "<|reg0|>", 100281: "<|reg1|>", 100282: "<|reg2|>", 100283: "<|reg3|>", 100284: "<|reg4|>", 100285: "<|reg5|>",
     100286: "<|reg6|>", 100287: "<|reg7|>", 100288: "<|extra0|>",
 }  # fmt: skip
-CL100K_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CL100K_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
-# Characters at which splitting, normalising or cutting can go wrong, and strings that look like what they are not.
+# Characters at which splitting, normalising or cutting can go wrong, and strings that
+# look like what they are not.
 PIECES = [
     *" \n\r\t\v\f\x00\x1c\x85\xa0\u1680\u2003\u2028\u3000\ufeff\u200b\u200d\u2581",
     *"aZsSſtTrReElLdDmMéßœñÅΩж'’", "e\u0301", *"\u0301\u0316\u0327\u0345\u0340", "か\u3099", *"漢字가ᄀ\u1161\u11a8",
@@ -65,7 +67,10 @@ def test_arcade_ranks(arcade: Arcade100k, ranks_file: bytes) -> None:
 
 
 def test_arcade_known_ids(arcade: Arcade100k) -> None:
-    assert arcade.encode("Hello world") == [9906, 1917]  # the same as cl100k_base's, where there is no digit
+    assert arcade.encode("Hello world") == [
+        9906,
+        1917,
+    ]  # the same as cl100k_base's, where there is no digit
     assert arcade.encode("") == []
 
 
@@ -88,7 +93,9 @@ def test_arcade_adds_no_token_at_the_start(arcade: Arcade100k) -> None:
     ],
 )
 def test_arcade_splits(arcade: Arcade100k, text: str, pieces: list[str]) -> None:
-    """Texts whose every piece happens to be one token, so that the tokens show the pieces."""
+    """Texts whose every piece happens to be one token, so that the tokens show the
+    pieces.
+    """
     assert [arcade.decode([i]) for i in arcade.encode(text)] == pieces
 
 
@@ -98,7 +105,9 @@ def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
 
 
 def _apart(text: str) -> str:
-    """The text with every pair of neighbouring numbers kept apart, so that cl100k's groups of digits have length 1."""
+    """The text with every pair of neighbouring numbers kept apart, so that cl100k's
+    groups of digits have length 1.
+    """
     text = unicodedata.normalize("NFC", text)
     return "".join(c + "x" * (unicodedata.category(c)[0] == "N") for c in text)
 
@@ -106,12 +115,16 @@ def _apart(text: str) -> str:
 @pytest.fixture(scope="module")
 def cl100k(arcade: Arcade100k) -> tiktoken.Encoding:
     ranks = {arcade.token_bytes(i): i for i in range(100_256)}
-    return tiktoken.Encoding("cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding(
+        "cl100k", pat_str=CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
 
 
 @given(text=any_text)
 @settings(max_examples=300)
-def test_arcade_is_cl100k_but_for_digits(arcade: Arcade100k, cl100k: tiktoken.Encoding, text: str) -> None:
+def test_arcade_is_cl100k_but_for_digits(
+    arcade: Arcade100k, cl100k: tiktoken.Encoding, text: str
+) -> None:
     text = _apart(text)
     assert arcade.encode(text) == cl100k.encode_ordinary(text)
 
@@ -125,11 +138,18 @@ def test_arcade_is_not_cl100k_on_digits(arcade: Arcade100k, cl100k: tiktoken.Enc
 
 
 def test_both_normalise_to_nfc(tokenizer: Tokenizer) -> None:
-    for decomposed, composed in (("cafe\u0301", "café"), ("\u212b", "Å"), ("\u1112\u1161\u11ab", "한"), ("o\u0302\u0323", "\u1ed9")):
+    for decomposed, composed in (
+        ("cafe\u0301", "café"),
+        ("\u212b", "Å"),
+        ("\u1112\u1161\u11ab", "한"),
+        ("o\u0302\u0323", "\u1ed9"),
+    ):
         assert tokenizer.encode(decomposed) == tokenizer.encode(composed)
         assert tokenizer.decode(tokenizer.encode(decomposed)) == composed
         assert tokenizer.encode_batch([decomposed]) == [tokenizer.encode(composed)]
-    assert tokenizer.decode(tokenizer.encode("ﬁ ² ℃")) == "ﬁ ² ℃"  # NFC, not NFKC: compatibility characters stay
+    assert (
+        tokenizer.decode(tokenizer.encode("ﬁ ² ℃")) == "ﬁ ² ℃"
+    )  # NFC, not NFKC: compatibility characters stay
 
 
 @pytest.mark.parametrize("token", SPECIAL_TOKENS.values())
@@ -139,7 +159,11 @@ def test_plain_text_never_gives_a_special_token(arcade: Arcade100k, token: str) 
     assert max(arcade.encode_batch([token])[0]) < 100_256
     assert max(arcade.encode_stream([token[:3], token[3:]])) < 100_256
     assert arcade.decode(arcade.encode(token)) == token
-    assert arcade.encode(f"a{token}b", allow_special=True) == [*arcade.encode("a"), number, *arcade.encode("b")]
+    assert arcade.encode(f"a{token}b", allow_special=True) == [
+        *arcade.encode("a"),
+        number,
+        *arcade.encode("b"),
+    ]
     assert arcade.decode([number]) == token
 
 
@@ -147,7 +171,12 @@ def test_sentencepiece_control_symbols_are_text(tiny: SentencePieceTokenizer) ->
     for text in ("</s>", "<unk>", "<0x41>", "a</s></s>b"):
         assert not {0, 1} & set(tiny.encode(text))
         assert tiny.decode(tiny.encode(text)) == text
-    assert tiny.encode("a</s></s>b", allow_special=True) == [*tiny.encode("a"), 0, 0, *tiny.encode("b")]
+    assert tiny.encode("a</s></s>b", allow_special=True) == [
+        *tiny.encode("a"),
+        0,
+        0,
+        *tiny.encode("b"),
+    ]
     assert tiny.encode("</s>", allow_special=True) == [0]
     assert tiny.encode("a b", allow_special=True) == tiny.encode("a b")
 
@@ -211,7 +240,9 @@ PROSE = [document.text for document in load_corpus(languages=["en", "fr", "code"
 
 
 def test_encode_stream_does_not_hold_everything_back(tokenizer: Tokenizer) -> None:
-    """Ids come out while chunks go in: after a thousand words no more than the last one is held."""
+    """Ids come out while chunks go in: after a thousand words no more than the last one
+    is held.
+    """
     read = 0
 
     def chunks() -> object:
@@ -226,7 +257,11 @@ def test_encode_stream_does_not_hold_everything_back(tokenizer: Tokenizer) -> No
 
 
 ids_of_any_kind = st.lists(
-    st.one_of(st.integers(0, 100_352), st.integers(0, 300), st.sampled_from([-1, 1023, 1024, 100_256, 100_257, 100_300, 2**31, 2**70])),
+    st.one_of(
+        st.integers(0, 100_352),
+        st.integers(0, 300),
+        st.sampled_from([-1, 1023, 1024, 100_256, 100_257, 100_300, 2**31, 2**70]),
+    ),
     max_size=30,
 )
 
@@ -292,23 +327,42 @@ def test_arrays_hold_no_special_ids(arcade: Arcade100k) -> None:
 
 
 @given(
-    text=st.lists(st.sampled_from([*PIECES, *" \t\xa0\n", "   ", "<|im_start|>"]), max_size=25).map("".join), allow_special=st.booleans()
+    text=st.lists(st.sampled_from([*PIECES, *" \t\xa0\n", "   ", "<|im_start|>"]), max_size=25).map(
+        "".join
+    ),
+    allow_special=st.booleans(),
 )
 @example(text="a   \n   b   <|im_start|>   ", allow_special=True)
 @example(text="   <|im_start|>   ", allow_special=False)
 @example(text="   \x1c\x1c\x1c\x1c   \x1c", allow_special=False)
 @settings(max_examples=600)
-def test_long_runs_are_cut_off_where_the_pattern_cuts(arcade: Arcade100k, text: str, allow_special: bool) -> None:
-    """With runs of three taken for long ones, tiktoken itself says what must come out."""
+def test_long_runs_are_cut_off_where_the_pattern_cuts(
+    arcade: Arcade100k, text: str, allow_special: bool
+) -> None:
+    """With runs of three taken for long ones, tiktoken itself says what must come
+    out.
+    """
     text = unicodedata.normalize("NFC", text)
-    expected = tiktoken.Encoding.encode(arcade.encoding, text, allowed_special="all" if allow_special else set(), disallowed_special=())
+    expected = tiktoken.Encoding.encode(
+        arcade.encoding,
+        text,
+        allowed_special="all" if allow_special else set(),
+        disallowed_special=(),
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_LONG_RUN", re.compile(module._LONG_RUN.pattern.replace(str(module.MAX_RUN), "3")))
+        patch.setattr(
+            module,
+            "_LONG_RUN",
+            re.compile(module._LONG_RUN.pattern.replace(str(module.MAX_RUN), "3")),
+        )
         patch.setattr(module, "_may_have_long_run", lambda text: True)
         assert arcade.encode(text, allow_special=allow_special) == expected
 
 
-@pytest.mark.parametrize(("blank", "length"), [(" ", module.MAX_RUN - 1), (" ", module.MAX_RUN), (" ", 999_998), ("\u2003", 999_998)])
+@pytest.mark.parametrize(
+    ("blank", "length"),
+    [(" ", module.MAX_RUN - 1), (" ", module.MAX_RUN), (" ", 999_998), ("\u2003", 999_998)],
+)
 def test_long_runs_that_tiktoken_can_do(arcade: Arcade100k, blank: str, length: int) -> None:
     text = f"one two\n{blank * length}end"
     expected = tiktoken.Encoding.encode_ordinary(arcade.encoding, text)
@@ -316,9 +370,13 @@ def test_long_runs_that_tiktoken_can_do(arcade: Arcade100k, blank: str, length: 
     assert arcade.encode_array(text).tolist() == expected
 
 
-@pytest.mark.parametrize(("end", "special"), [("end", False), ("", False), ("\nend", False), ("<|im_end|>", True)])
+@pytest.mark.parametrize(
+    ("end", "special"), [("end", False), ("", False), ("\nend", False), ("<|im_end|>", True)]
+)
 def test_a_run_that_is_too_long_for_tiktoken(arcade: Arcade100k, end: str, special: bool) -> None:
-    """The longest token of spaces has 128 of them, so 2,000 x 128 spaces more are 2,000 tokens more after the first."""
+    """The longest token of spaces has 128 of them, so 2,000 x 128 spaces more are 2,000
+    tokens more after the first.
+    """
     text, shorter = (f"table{' ' * length}{end}" for length in (1_000_064, 1_000_064 - 2_000 * 128))
     word, first, *rest = tiktoken.Encoding.encode(
         arcade.encoding, shorter, allowed_special="all" if special else set(), disallowed_special=()

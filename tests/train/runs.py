@@ -12,7 +12,9 @@ from slm2_minimal.config import RunConfig
 from slm2_minimal.train.trainer import Trainer
 
 Make = Callable[..., RunConfig]
-SHARD = "shard-00001-model-00001-of-00001.safetensors"  # all of a checkpoint that one process writes
+SHARD = (  # all of a checkpoint that one process writes
+    "shard-00001-model-00001-of-00001.safetensors"
+)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -34,7 +36,9 @@ def losses(config: RunConfig) -> dict[int, float]:
 def final_files(config: RunConfig) -> dict[str, torch.Tensor]:
     folder = Path(config.train.output_dir) / f"step-{config.train.steps:08d}"
     tensors = load_file(folder / SHARD)
-    return {name: tensor.clone() for name, tensor in tensors.items()}  # not a view of a file that a test may alter
+    return {
+        name: tensor.clone() for name, tensor in tensors.items()
+    }  # not a view of a file that a test may alter
 
 
 def poison(trainer: Trainer, *calls: int) -> None:
@@ -49,4 +53,12 @@ def poison(trainer: Trainer, *calls: int) -> None:
 
 def whole_batches(make: Make, name: str = "run", **changes: object) -> RunConfig:
     """One forward pass a step."""
-    return make(name, **{"train.micro_batch_size": 8, "train.validate_every": 1000, "train.prompts": [], **changes})
+    return make(
+        name,
+        **{
+            "train.micro_batch_size": 8,
+            "train.validate_every": 1000,
+            "train.prompts": [],
+            **changes,
+        },
+    )

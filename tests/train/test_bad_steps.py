@@ -1,4 +1,6 @@
-"""What the trainer makes of the guard's judgement: a bad batch is passed over, a bad stretch sends the run back, a bad run ends."""
+"""What the trainer makes of the guard's judgement: a bad batch is passed over, a bad
+stretch sends the run back, a bad run ends.
+"""
 
 import itertools
 import json
@@ -7,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.train import checkpoint
+from slm2_minimal.distributed import checkpoint
 from slm2_minimal.train.trainer import Trainer, TrainingError
 from tests.train.runs import assert_bitwise, poison, weights, whole_batches
 
@@ -18,7 +20,9 @@ Make = Callable[..., RunConfig]
 
 
 def test_a_bad_batch_is_passed_over(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """The data position moves on and the step does not: the run is bitwise that of a loader without the batch."""
+    """The data position moves on and the step does not: the run is bitwise that of a
+    loader without the batch.
+    """
     trainer = Trainer(whole_batches(small_run))
     poison(trainer, 4)
     trainer.run()
@@ -31,11 +35,17 @@ def test_a_bad_batch_is_passed_over(small_run: Make, capsys: pytest.CaptureFixtu
             other.position, other._batches = 32, None
         other.train_step()
     assert_bitwise(weights(trainer), weights(other))
-    events = [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [(e["step"], e["first"], e["rows"]) for e in events if e["kind"] == "skip"] == [(3, 24, 8)]
+    events = [
+        json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [(e["step"], e["first"], e["rows"]) for e in events if e["kind"] == "skip"] == [
+        (3, 24, 8)
+    ]
 
 
-def test_bad_batches_in_a_row_send_the_run_back_to_its_checkpoint(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_batches_in_a_row_send_the_run_back_to_its_checkpoint(
+    small_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = Trainer(whole_batches(small_run))
     poison(trainer, 13, 14, 15)  # steps 1 to 12 are good, the newest checkpoint is that of step 10
     trainer.run()
@@ -57,7 +67,10 @@ def test_a_run_that_stays_bad_ends_before_the_update(small_run: Make) -> None:
     for _ in range(3):
         trainer.train_step()
     before = weights(trainer)
-    with pytest.raises(TrainingError, match=r"loss = nan.*at step 3 \(data position 40\): not finite, again and again"):
+    with pytest.raises(
+        TrainingError,
+        match=r"loss = nan.*at step 3 \(data position 40\): not finite, again and again",
+    ):
         trainer.train_step()  # there is no checkpoint to go back to
     assert_bitwise(before, weights(trainer))
     assert trainer.step == 3
@@ -66,7 +79,9 @@ def test_a_run_that_stays_bad_ends_before_the_update(small_run: Make) -> None:
         trainer.train_step()
     trainer.checkpoints.wait()
     checkpoint.read_state(trainer.run_dir / "step-00000003")  # intact
-    assert trainer.position == 8 * (3 + 3 + 3 * 3), "a vain one, two rewinds, and the one too many: three bad batches each"
+    assert trainer.position == 8 * (3 + 3 + 3 * 3), (
+        "a vain one, two rewinds, and the one too many: three bad batches each"
+    )
 
 
 def test_a_spike_of_the_loss_is_passed_over_and_remembered(small_run: Make) -> None:
@@ -76,7 +91,9 @@ def test_a_spike_of_the_loss_is_passed_over_and_remembered(small_run: Make) -> N
 
     def spike(trainer: Trainer, at: int) -> None:
         count = itertools.count(1)
-        trainer.model.model.norm.register_forward_hook(lambda m, a, out: out * (30.0 if next(count) == at else 1.0))
+        trainer.model.model.norm.register_forward_hook(
+            lambda m, a, out: out * (30.0 if next(count) == at else 1.0)
+        )
 
     whole = Trainer(whole_batches(small_run, "whole", **steps))
     spike(whole, 42)

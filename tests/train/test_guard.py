@@ -1,4 +1,6 @@
-"""The guard's judgement and its counts, by hand. What the trainer makes of them is in test_trainer."""
+"""The guard's judgement and its counts, by hand. What the trainer makes of them is in
+test_trainer.
+"""
 
 import math
 
@@ -15,14 +17,18 @@ def after(losses: list[float], sigmas: float = 3.0) -> Guard:
     return guard
 
 
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)])
+@pytest.mark.parametrize(
+    ("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (2.0, math.nan), (2.0, math.inf)]
+)
 @pytest.mark.parametrize("sigmas", [0.0, 6.0])
 def test_what_is_not_finite_is_always_bad(loss: float, norm: float, sigmas: float) -> None:
     assert Guard(sigmas).objection(loss, norm) == "not finite"
 
 
 def test_the_edge_by_hand() -> None:
-    """Losses 1 and 3 in turn have mean 2 and standard deviation 1, so three of them end at 5."""
+    """Losses 1 and 3 in turn have mean 2 and standard deviation 1, so three of them end
+    at 5.
+    """
     guard = after([1.0, 3.0] * 20)
     assert guard.objection(5.0, 1.0) is None
     assert guard.objection(5.01, 1.0) == "a loss 3.0 standard deviations above 2.000"

@@ -5,7 +5,12 @@ import math
 import pytest
 
 from slm2_minimal.config import ConfigError, ScheduleConfig
-from slm2_minimal.train.schedule import average_rate, hybrid_constants, learning_rate, with_average_rate
+from slm2_minimal.train.schedule import (
+    average_rate,
+    hybrid_constants,
+    learning_rate,
+    with_average_rate,
+)
 
 FULL = ScheduleConfig.preset("stablelm-2-1_6b")
 PLAIN = FULL.replace(cooldown_start=None, cooldown_steps=None)
@@ -13,7 +18,15 @@ PLAIN = FULL.replace(cooldown_start=None, cooldown_steps=None)
 
 @pytest.mark.parametrize(
     ("step", "rate"),
-    [(9_719, 1e-3), (9_720, 9.971e-4), (135_000, 5.5e-4), (200_000, 3.677e-4), (300_000, 2.703e-4), (420_000, 2.170e-4), (500_000, 0.0)],
+    [
+        (9_719, 1e-3),
+        (9_720, 9.971e-4),
+        (135_000, 5.5e-4),
+        (200_000, 3.677e-4),
+        (300_000, 2.703e-4),
+        (420_000, 2.170e-4),
+        (500_000, 0.0),
+    ],
 )
 def test_table(step: int, rate: float) -> None:
     assert abs(learning_rate(step, FULL) - rate) < 1e-7
@@ -47,13 +60,18 @@ def test_cooldown_is_linear_and_starts_where_it_branches() -> None:
         assert learning_rate(start, config) == top
         assert learning_rate(start + 20_000, config) == pytest.approx(0.75 * top)
         assert learning_rate(start + 80_000, config) == 0 == learning_rate(start + 90_000, config)
-        assert all(learning_rate(step, config) == learning_rate(step, PLAIN) for step in (0, 50_000, start - 1))
+        assert all(
+            learning_rate(step, config) == learning_rate(step, PLAIN)
+            for step in (0, 50_000, start - 1)
+        )
 
 
 def test_comparison_shapes() -> None:
     cosine = PLAIN.replace(kind="cosine", decay_steps=100_000)
     assert learning_rate(50_000, cosine) == pytest.approx(5.5e-4)
-    assert learning_rate(100_000, cosine) == learning_rate(200_000, cosine) == pytest.approx(1e-4)  # the minimum is reached and held
+    assert (
+        learning_rate(100_000, cosine) == learning_rate(200_000, cosine) == pytest.approx(1e-4)
+    )  # the minimum is reached and held
     root = PLAIN.replace(kind="inverse_sqrt")
     assert learning_rate(4 * 9_720, root) == pytest.approx(5e-4)
     assert learning_rate(9_719, root) == learning_rate(9_720, root) == 1e-3
@@ -66,16 +84,24 @@ def test_comparison_shapes() -> None:
 
 @pytest.mark.parametrize("kind", ["hybrid", "cosine", "inverse_sqrt", "wsd", "constant"])
 def test_average_rates_can_be_matched(kind: str) -> None:
-    config = FULL.replace(kind=kind, warmup_steps=18, decay_steps=1080, cooldown_start=840, cooldown_steps=160)
+    config = FULL.replace(
+        kind=kind, warmup_steps=18, decay_steps=1080, cooldown_start=840, cooldown_steps=160
+    )
     matched = with_average_rate(config, 1000, target=4e-4)
     assert average_rate(matched, 1000) == pytest.approx(4e-4, rel=1e-9)
-    assert sum(learning_rate(step, matched) for step in range(1000)) / 1000 == pytest.approx(4e-4, rel=1e-9)
+    assert sum(learning_rate(step, matched) for step in range(1000)) / 1000 == pytest.approx(
+        4e-4, rel=1e-9
+    )
 
 
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="step = -1"):
         learning_rate(-1, FULL)
-    for changes in ({"min_rate": 1e-3}, {"cooldown_steps": None}, {"warmup_steps": 0, "kind": "inverse_sqrt"}):
+    for changes in (
+        {"min_rate": 1e-3},
+        {"cooldown_steps": None},
+        {"warmup_steps": 0, "kind": "inverse_sqrt"},
+    ):
         with pytest.raises(ConfigError, match=r"schedule\."):
             FULL.replace(**changes)
     with pytest.raises(ConfigError, match="wsd"):

@@ -1,4 +1,6 @@
-"""The loop as a user meets it: learns, resumes bitwise, refuses what does not fit, stops before a bad update, keeps the best."""
+"""The loop as a user meets it: learns, resumes bitwise, refuses what does not fit,
+stops before a bad update, keeps the best.
+"""
 
 import json
 import multiprocessing
@@ -14,8 +16,8 @@ import pytest
 import torch
 
 from slm2_minimal.config import CheckpointError, ConfigError, DataError, RunConfig
-from slm2_minimal.data.prepare import prepare
-from slm2_minimal.train import checkpoint
+from slm2_minimal.distributed import checkpoint
+from slm2_minimal.prepare.run import prepare
 from slm2_minimal.train.schedule import learning_rate
 from slm2_minimal.train.trainer import Trainer, TrainingError
 from tests.train.runs import SHARD, assert_bitwise, final_files, losses, poison
@@ -23,7 +25,9 @@ from tests.train.runs import SHARD, assert_bitwise, final_files, losses, poison
 Make = Callable[..., RunConfig]
 
 
-def test_a_run_learns_logs_samples_and_keeps_the_best(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_learns_logs_samples_and_keeps_the_best(
+    small_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = small_run()
     trainer = Trainer(config)
     trainer.run()
@@ -60,7 +64,9 @@ def test_resume_is_bitwise(small_run: Make) -> None:
     assert losses(whole) == losses(parts)
 
 
-def test_finished_run_is_not_trained_again(small_run: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_run_is_not_trained_again(
+    small_run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = small_run()
     Trainer(config).run()
     before = final_files(config)
@@ -80,7 +86,12 @@ def test_cooldown_branches_from_any_step(small_run: Make) -> None:
     )  # fmt: skip
     trainer = Trainer(branch)
     trainer.run()
-    straight = Trainer(small_run("straight", **{"schedule.cooldown_start": 10, "schedule.cooldown_steps": 4, "train.steps": 14}))
+    straight = Trainer(
+        small_run(
+            "straight",
+            **{"schedule.cooldown_start": 10, "schedule.cooldown_steps": 4, "train.steps": 14},
+        )
+    )
     straight.run()
     assert_bitwise(final_files(branch), final_files(straight.config))
 
@@ -113,7 +124,10 @@ def test_damaged_checkpoint_is_passed_over(small_run: Make) -> None:
     assert_bitwise(expected, final_files(config))
     for folder in checkpoint.steps(Path(config.train.output_dir)):
         (folder / SHARD).unlink()
-    with pytest.warns(UserWarning, match="missing or altered"), pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+    with (
+        pytest.warns(UserWarning, match="missing or altered"),
+        pytest.raises(CheckpointError, match="every checkpoint is damaged"),
+    ):
         Trainer(config).run()
 
 
@@ -129,8 +143,17 @@ def test_half_written_checkpoint_is_not_seen(small_run: Make) -> None:
     assert not part.exists()
 
 
-def test_retention_keeps_the_newest_the_best_and_the_one_before_the_cooldown(small_run: Make) -> None:
-    config = small_run(**{"train.save_every": 2, "train.validate_every": 4, "train.keep_checkpoints": 2, "schedule.cooldown_start": 14})
+def test_retention_keeps_the_newest_the_best_and_the_one_before_the_cooldown(
+    small_run: Make,
+) -> None:
+    config = small_run(
+        **{
+            "train.save_every": 2,
+            "train.validate_every": 4,
+            "train.keep_checkpoints": 2,
+            "schedule.cooldown_start": 14,
+        }
+    )
     Trainer(config).run()
     run = Path(config.train.output_dir)
     best = json.loads((run / "best.json").read_text())["step"]
@@ -140,13 +163,17 @@ def test_retention_keeps_the_newest_the_best_and_the_one_before_the_cooldown(sma
 
 
 def test_the_best_is_what_a_resumed_run_knows(small_run: Make) -> None:
-    """After a crash between a checkpoint and the note of the best, or with the best one gone."""
+    """After a crash between a checkpoint and the note of the best, or with the best one
+    gone.
+    """
     config = small_run()
     Trainer(config).run()
     run = Path(config.train.output_dir)
     best = json.loads((run / "best.json").read_text())
     (run / "best.json").write_text(json.dumps({"step": 1}))
-    assert checkpoint.load_model(str(run))[1] == "tiny", "a note of one that is gone leads to the newest"
+    assert checkpoint.load_model(str(run))[1] == "tiny", (
+        "a note of one that is gone leads to the newest"
+    )
     trainer = Trainer(config)
     trainer._resume()
     assert trainer.best == json.loads((run / "best.json").read_text()) == best
@@ -171,7 +198,10 @@ def test_damaged_checkpoints_are_not_among_those_that_are_kept(small_run: Make) 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"train.sample_tokens": 64}, r"train\.sample_tokens = 64: must leave room"), ({"train.prompts": ["a", ""]}, r"train\.prompts: one")],
+    [
+        ({"train.sample_tokens": 64}, r"train\.sample_tokens = 64: must leave room"),
+        ({"train.prompts": ["a", ""]}, r"train\.prompts: one"),
+    ],
 )
 def test_prompts_that_cannot_be(changes: dict[str, object], message: str, small_run: Make) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -186,20 +216,29 @@ def test_vocabulary_mismatch(small_run: Make) -> None:
 def started(config: RunConfig) -> subprocess.Popen[str]:
     """The run in a process of its own, the first of its group."""
     code = (
-        "import json, sys\nfrom slm2_minimal.config import RunConfig\nfrom slm2_minimal.train.trainer import Trainer\n"
-        "Trainer(RunConfig.from_dict(json.loads(sys.argv[1]))).run()"
+        "import json, sys\nfrom slm2_minimal.config import RunConfig\nfrom"
+        " slm2_minimal.train.trainer import"
+        " Trainer\nTrainer(RunConfig.from_dict(json.loads(sys.argv[1]))).run()"
     )
     command = [sys.executable, "-c", code, json.dumps(config.to_dict())]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_the_same_command_goes_on(small_run: Make, number: signal.Signals, tmp_path: Path) -> None:
-    whole = small_run("whole", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
+def test_signal_saves_and_the_same_command_goes_on(
+    small_run: Make, number: signal.Signals, tmp_path: Path
+) -> None:
+    whole = small_run(
+        "whole", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000}
+    )
     Trainer(whole).run()
-    config = small_run("stopped", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000})
+    config = small_run(
+        "stopped", **{"train.steps": 60, "train.save_every": 1000, "train.validate_every": 1000}
+    )
     process = started(config)
     assert process.stdout is not None
     for line in process.stdout:
@@ -216,8 +255,15 @@ def test_signal_saves_and_the_same_command_goes_on(small_run: Make, number: sign
 
 
 def test_killed_inside_a_checkpoint_write(small_run: Make) -> None:
-    """SIGKILL at a moment of its own choosing: what is found is complete, and the end is the unbroken run's."""
-    changes = {"train.steps": 40, "train.save_every": 1, "train.validate_every": 1000, "train.keep_checkpoints": 3}
+    """SIGKILL at a moment of its own choosing: what is found is complete, and the end
+    is the unbroken run's.
+    """
+    changes = {
+        "train.steps": 40,
+        "train.save_every": 1,
+        "train.validate_every": 1000,
+        "train.keep_checkpoints": 3,
+    }
     whole, config = small_run("whole", **changes), small_run("killed", **changes)
     Trainer(whole).run()
     process = started(config)
@@ -236,8 +282,12 @@ def test_killed_inside_a_checkpoint_write(small_run: Make) -> None:
 # Prepared data
 
 
-def test_prepared_data_and_worker_processes_train_the_same_model(small_run: Make, tmp_path: Path) -> None:
-    """From memory, from shards, and from shards read ahead by processes and resumed in the middle: bitwise one run."""
+def test_prepared_data_and_worker_processes_train_the_same_model(
+    small_run: Make, tmp_path: Path
+) -> None:
+    """From memory, from shards, and from shards read ahead by processes and resumed in
+    the middle: bitwise one run.
+    """
     prepared = {"data.prepared": str(tmp_path / "prepared"), "prepare.workers": 1}
     prepare(small_run(**prepared), lambda line: None)
     Trainer(small_run("memory")).run()
@@ -252,7 +302,16 @@ def test_prepared_data_and_worker_processes_train_the_same_model(small_run: Make
 def test_worker_processes_end_with_the_run(small_run: Make) -> None:
     """Whether it ends well or not, and while the trainer is still there."""
     others = set(multiprocessing.active_children())
-    trainer = Trainer(small_run(**{"data.workers": 2, "train.steps": 2, "schedule.cooldown_start": None, "schedule.cooldown_steps": None}))
+    trainer = Trainer(
+        small_run(
+            **{
+                "data.workers": 2,
+                "train.steps": 2,
+                "schedule.cooldown_start": None,
+                "schedule.cooldown_steps": None,
+            }
+        )
+    )
     trainer.train_step()
     assert len(set(multiprocessing.active_children()) - others) == 2
     trainer.run()
@@ -267,7 +326,13 @@ def test_worker_processes_end_with_the_run(small_run: Make) -> None:
 def test_ctrl_c_is_answered_once_whatever_the_workers(small_run: Make) -> None:
     """A terminal sends SIGINT to all processes of the group."""
     config = small_run(
-        **{"data.workers": 2, "train.steps": 200, "train.log_every": 1, "train.save_every": 400, "train.validate_every": 400}
+        **{
+            "data.workers": 2,
+            "train.steps": 200,
+            "train.log_every": 1,
+            "train.save_every": 400,
+            "train.validate_every": 400,
+        }
     )
     process = started(config)
     assert process.stdout is not None
@@ -282,15 +347,27 @@ def test_ctrl_c_is_answered_once_whatever_the_workers(small_run: Make) -> None:
 
 
 def test_a_run_does_not_go_on_with_other_prepared_data(small_run: Make, tmp_path: Path) -> None:
-    first, second = ({"data.prepared": str(tmp_path / name), "prepare.workers": 1} for name in ("one", "two"))
+    first, second = (
+        {"data.prepared": str(tmp_path / name), "prepare.workers": 1} for name in ("one", "two")
+    )
     prepare(small_run(**first), lambda line: None)
     prepare(small_run(**second, **{"prepare.max_characters": 1500}), lambda line: None)
     Trainer(small_run(**first, **{"train.steps": 10})).run()
-    with pytest.raises(CheckpointError, match=r"^data = [0-9a-f]{16}: not the data that .* was trained on"):
+    with pytest.raises(
+        CheckpointError, match=r"^data = [0-9a-f]{16}: not the data that .* was trained on"
+    ):
         Trainer(small_run(**second)).run()
 
 
-def test_text_that_would_be_read_too_often_is_refused_before_the_run(small_run: Make, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^data\.sources\.en\.max_epochs = 0\.1: a run of 160 sequences would read .* shorten the run$"):
+def test_text_that_would_be_read_too_often_is_refused_before_the_run(
+    small_run: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DataError,
+        match=(
+            r"^data\.sources\.en\.max_epochs = 0\.1: a run of 160 sequences would read .* shorten"
+            r" the run$"
+        ),
+    ):
         Trainer(small_run(**{"data.sources.en.max_epochs": 0.1}))
     assert not (tmp_path / "run").exists()

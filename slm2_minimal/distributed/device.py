@@ -1,0 +1,100 @@
+"""Which device and number format a run uses, and how fast this machine multiplies in
+each.
+"""
+
+import contextlib
+import functools
+import resource
+import time
+
+import torch
+
+from slm2_minimal.config import ConfigError
+
+# Dense 16-bit matrix peaks in FLOP/s, from the makers' data sheets, without sparsity.
+# Other devices are measured.
+DATA_SHEET_PEAK = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ConfigError for a device that is not
+    there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "train.device = 'cuda': no CUDA device is visible to torch; use 'cpu', or install a"
+            " CUDA build of torch"
+        )
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 where this machine multiplies at least half again as fast in it as
+    in fp32, measured; else fp32.
+
+    Cores with AMX are several times faster in bf16; older ones emulate it and are
+    slower.
+    """
+    if name == "auto":
+        faster = matmul_rate(device, torch.bfloat16) > 1.5 * matmul_rate(device, torch.float32)
+        return torch.bfloat16 if faster else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
+    """Mixed precision: parameters stay fp32, matrix products run in `dtype`. Nothing
+    happens for fp32.
+    """
+    return (
+        contextlib.nullcontext()
+        if dtype == torch.float32
+        else torch.autocast(device.type, dtype=dtype)
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device's queue, so that the clock measures work and not its
+    submission.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@functools.cache
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of a square matrix product, the best of several, measured now: 2 size^3
+    operations each.
+    """
+    size = size or (4096 if device.type == "cuda" else 1024)
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(7):
+        synchronize(device)
+        start = time.perf_counter()
+        _ = a @ b
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The FLOP/s that a share of peak is taken of: the data sheet's for known GPUs in
+    bf16, the measured product's otherwise.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for key, rate in DATA_SHEET_PEAK.items():
+            if key in name:
+                return rate
+    return matmul_rate(device, dtype)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this rank has held at most: the allocator's on a GPU, the process's
+    resident memory on a CPU.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,0 +1,253 @@
+"""A model spread over the processes of a run, from outside: the model's own files know
+no process groups (report section 3).
+
+single: one process. ddp: fp32 weights on every rank under autocast, gradients summed by
+all-reduce. zero1, the report's: bf16 weights on every rank for as long as a step lasts,
+gradients added up and reduced in fp32 once a step, fp32 weights and moments in shards.
+fsdp: weights are gathered for each block when it is needed, gradients reduced after
+every micro-batch. hybrid: fsdp among `shard_ranks` ranks, repeated, and summed among
+the repetitions once a step. The last three are torch's FSDP2 with other moments of
+gathering and reducing, and all of them keep parameters as DTensors. `tensor_parallel`
+ranks each have a slice of every matrix of the blocks.
+
+What is not sliced under tensor parallelism (embedding, norms, head) is reduced by each
+column of ranks for itself, and may differ among them by rounding. The loss is divided
+by the global count of valid tokens before its backward pass, so gradients are summed
+everywhere and never averaged.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from slm2_minimal.config import SHARDED, ConfigError, ParallelConfig, RunConfig
+from slm2_minimal.distributed.world import World
+from slm2_minimal.model.transformer import StableLM2
+
+# What selective checkpointing keeps: the outputs of matrix products and of attention.
+# All else is cheap to compute again.
+KEPT_OPS = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+)
+TENSOR_PLAN = {
+    **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},
+    "self_attn.o_proj": RowwiseParallel(),
+    **{f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")},
+    "mlp.down_proj": RowwiseParallel(),
+}
+
+
+@dataclass(frozen=True)
+class Replica:
+    """This process's part of a model, and the part of every global batch that it
+    reads.
+    """
+
+    strategy: str
+    model: StableLM2  # its parameters are what is optimised and saved
+    forward: nn.Module  # what is called: the model, or DDP around it
+    autocast_dtype: (
+        torch.dtype
+    )  # of matrix products; fp32 where the weights are gathered in bf16 already
+    data_rank: int
+    data_size: int
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        """Around the forward and backward pass of one micro-batch: what can wait for
+        the last one of the step does.
+        """
+        if isinstance(self.forward, DistributedDataParallel) and not last:
+            with self.forward.no_sync():
+                yield
+            return
+        if isinstance(self.model, FSDPModule):
+            if self.strategy == "zero1":
+                self.model.set_requires_gradient_sync(last)
+                self.model.set_reshard_after_backward(last)
+            elif self.strategy == "hybrid":
+                self.model.set_requires_all_reduce(last)
+        yield
+
+    def reshard(self) -> None:
+        """Drop gathered weights, so that what is read or written next are the fp32
+        shards: before saving and after loading.
+        """
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def parallelize(config: RunConfig, world: World, dtype: torch.dtype) -> Replica:
+    """Build the run's model on `world`, initialised from `train.seed` to the same
+    weights whatever the strategy and the number of ranks.
+
+    Raises:
+        ConfigError: the strategy does not fit the number of processes.
+    """
+    strategy, ranks = resolve(config, world.size), config.parallel.tensor_parallel
+    if strategy != "single" and world.group is None:
+        raise ConfigError(
+            f"parallel.strategy = {strategy!r}: this is one process by itself; start it with"
+            " torchrun --nproc-per-node N -m slm2_minimal train CONFIG, or use single"
+        )
+    model = spread(config, world, dtype)
+    model.to_empty(device=world.device)
+    if config.model.tie_word_embeddings:  # to_empty makes two of one
+        model.lm_head.weight = model.model.embed_tokens.weight
+    init_weights(model, config.train.seed)
+    forward: nn.Module = model
+    if strategy == "ddp":
+        forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        forward.register_comm_hook(None, _sum_bucket)
+    autocast_dtype = torch.float32 if strategy in SHARDED else dtype
+    return Replica(
+        strategy, model, forward, autocast_dtype, world.rank // ranks, world.size // ranks
+    )
+
+
+def spread(config: RunConfig, world: World, dtype: torch.dtype) -> StableLM2:
+    """The model on the meta device, all that changes it applied: it has no memory yet,
+    but its parameters have their local shapes.
+
+    The order matters: tensor parallelism, checkpointing of activations, compilation per
+    block, sharding. Memory, weights, the optimizer and a checkpoint come after.
+    """
+    chosen, strategy = config.parallel, resolve(config, world.size)
+    mesh = _mesh(chosen, strategy, world) if strategy in SHARDED else None
+    with torch.device("meta"):
+        model = StableLM2(config.model)
+    for block in model.model.layers:
+        if mesh is not None and chosen.tensor_parallel > 1:
+            parallelize_module(block, mesh["tensor"], TENSOR_PLAN)
+        if chosen.checkpointing != "none":
+            _checkpoint_activations(block, chosen.checkpointing)
+        if chosen.compile:
+            block.compile()
+    if mesh is not None:
+        _shard(model, mesh["shard"] if chosen.tensor_parallel > 1 else mesh, strategy, dtype)
+    return model
+
+
+def resolve(config: RunConfig, processes: int) -> str:
+    """The strategy, `auto` decided. Raises ConfigError where it does not fit the number
+    of processes or the model.
+    """
+    strategy = config.parallel.strategy
+    if strategy == "auto":
+        strategy = "single" if processes == 1 else "zero1"
+    if strategy == "single" and processes > 1:
+        raise ConfigError(
+            f"parallel.strategy = 'single': is for one process, not {processes}; use ddp, zero1,"
+            " fsdp or hybrid"
+        )
+    if strategy in SHARDED and config.model.tie_word_embeddings:
+        raise ConfigError(
+            f"model.tie_word_embeddings = true: cannot be sharded; use ddp instead of {strategy}"
+        )
+    return strategy
+
+
+def _mesh(config: ParallelConfig, strategy: str, world: World) -> DeviceMesh:
+    """The ranks in rows: (repeat, shard) for hybrid, (shard, tensor) with tensor
+    parallelism, else (shard,).
+    """
+    if strategy == "hybrid":
+        name, inner, names = (
+            "shard_ranks",
+            config.shard_ranks or world.local_size,
+            ("repeat", "shard"),
+        )
+    else:
+        name, inner, names = "tensor_parallel", config.tensor_parallel, ("shard", "tensor")
+    if world.size % inner:
+        raise ConfigError(
+            f"parallel.{name} = {inner}: must divide the number of processes, {world.size}"
+        )
+    if names[1] == "tensor" and inner == 1:
+        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
+    return init_device_mesh(world.device.type, (world.size // inner, inner), mesh_dim_names=names)
+
+
+def _shard(model: StableLM2, mesh: DeviceMesh, strategy: str, dtype: torch.dtype) -> None:
+    """FSDP2 on every block, then on what is outside of them, which stays gathered
+    between the forward and the backward pass.
+    """
+    # Inputs are not cast: the rotary angles must stay fp32.
+    precision = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in model.model.layers:
+        fully_shard(
+            block, mesh=mesh, mp_policy=precision, reshard_after_forward=strategy != "zero1"
+        )
+    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def _checkpoint_activations(block: nn.Module, kind: str) -> None:
+    """Have `block` keep its input (full), or also the outputs of KEPT_OPS (selective),
+    and compute the rest again when it is needed.
+    """
+    context: dict[str, Any] = (
+        {}
+        if kind == "full"
+        else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
+    )
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)  # type: ignore[method-assign]
+
+
+def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """DDP's own hook averages."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+@torch.no_grad()
+def init_weights(model: StableLM2, seed: int) -> None:
+    """Draw every tensor whole, in the model's order, and keep this rank's part: every
+    strategy starts from the same weights.
+
+    Takes the host memory of the largest tensor in fp32, 0.8 GB for the 1.6B, and no
+    communication.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        whole = torch.empty(parameter.shape)
+        model.init_weight(name, whole, generator)
+        if isinstance(parameter, DTensor):
+            part = distribute_tensor(
+                whole, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
+            parameter.to_local().copy_(part.to_local())
+        else:
+            parameter.copy_(whole)

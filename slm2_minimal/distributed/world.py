@@ -1,0 +1,103 @@
+"""The processes of a run: who this one is among them, and the few numbers they tell
+each other beside training's own collectives.
+
+torchrun says who is who in the environment (RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE). Without it there is one process and nothing of torch.distributed is
+started.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from slm2_minimal.config import ConfigError
+from slm2_minimal.distributed.device import pick_device
+
+
+@dataclass(frozen=True)
+class World:
+    """One process of `size`; `local_size` of them share this machine. `group` speaks
+    over gloo, from host to host.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    group: dist.ProcessGroup | None = None  # None: one process, nothing is started
+
+    @classmethod
+    @contextmanager
+    def joined(cls, device: str = "auto") -> Iterator["World"]:
+        """The world of this process, for as long as the block lasts; each process has a
+        GPU of its own where there are any.
+
+        Raises ConfigError for a device that is not there.
+        """
+        if "RANK" not in os.environ:
+            yield cls(pick_device(device))
+            return
+        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        chosen = pick_device(device)
+        if chosen.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"train.device = {device!r}: local rank {local} has no GPU of its own among"
+                    f" {torch.cuda.device_count()}; start at most that many processes on a node"
+                )
+            chosen = torch.device("cuda", local)
+            torch.cuda.set_device(chosen)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        yield cls(chosen, rank, size, local_size, dist.new_group(backend="gloo"))
+        # not after an error: it may wait for ranks that wait for this one
+        dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value added up over all processes, in fp64 and the same on each."""
+        if self.group is None:
+            return [float(value) for value in values]
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.group)
+        return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes in order of rank, on each."""
+        values = [value] * self.size
+        if self.group is not None:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.sum(0)
+
+
+def _store(rank: int, size: int) -> Store:
+    """Where the processes find each other.
+
+    torchrun keeps its store when it starts them again, and in it the addresses of those
+    that died; hence a part of the store for each attempt. Agents on several nodes count
+    attempts differently: there, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes a new store
+    each time.
+    """
+    store, _, _ = next(rendezvous("env://", rank, size))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return (
+        PrefixStore(f"attempt {attempt}", store)
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+        else store
+    )

@@ -1,0 +1,77 @@
+"""Files that are whole or absent: every file of the project is written here.
+
+Content goes to a neighbour under another name, is flushed to the disk, and takes its
+own name in one act. A process that is killed while it writes leaves `NAME.<its
+number>.part`, which nobody reads.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors.numpy
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write, which appears under its name when the block ends well, or else
+    not at all.
+    """
+    part = Path(f"{path}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises OSError where it cannot be read, ValueError
+    where it is no JSON.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    with whole_file(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as one safetensors file, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(safetensors.numpy.save(dict(arrays)))
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file as it stands on the disk, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file or a folder's list of names, also across a power
+    cut.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

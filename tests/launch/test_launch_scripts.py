@@ -1,0 +1,358 @@
+"""The scripts of `slm2 launch`: read as bash, and the SLURM one run here, beside
+programs in the place of SLURM's own.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slm2_minimal.config import ConfigError, RunConfig
+from slm2_minimal.distributed import checkpoint
+from slm2_minimal.launch import check as launch_module
+from slm2_minimal.launch.check import check
+from slm2_minimal.launch.launch import launch
+from slm2_minimal.launch.scripts import SAVING, WARNING, scripts
+from slm2_minimal.prepare.run import prepare
+
+Make = Callable[..., RunConfig]
+FULL = RunConfig.preset("stablelm-2-1_6b")
+
+
+Start = Callable[[Path], "subprocess.Popen[bytes]"]
+
+# The scripts
+
+
+def directives(text: str) -> dict[str, str]:
+    return {
+        key: value for key, value in re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, re.MULTILINE)
+    }
+
+
+def assert_bash(text: str) -> None:
+    assert (
+        subprocess.run(
+            ["bash", "-n"], input=text, text=True, capture_output=True, check=False
+        ).stderr
+        == ""
+    )
+
+
+def test_scripts_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every word arrives as it was, whatever it holds."""
+    here = tmp_path / "it's $HOME"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    words = ["my run.toml", "--train.prompts", "[\"a 'b' $c\"]"]
+    texts = scripts(
+        FULL,
+        words,
+        512,
+        Path("out"),
+        {"partition": "long", "time": "2-0", "account": "a b", "no-kill": ""},
+    )
+    for text in texts.values():
+        assert_bash(text)
+    assert directives(texts["slurm.sh"]) == {
+        "job-name": "slm2-stablelm-2-1_6b", "nodes": "64", "ntasks-per-node": "1", "gpus-per-node": "8", "exclusive": "", "mem": "0",
+        "time": "2-0", "requeue": "", "signal": f"B:USR1@{WARNING}", "output": f"""'{tmp_path}/it'"'"'s $HOME/out/%x-%j.log'""",
+        "open-mode": "append", "partition": "long", "account": "'a b'", "no-kill": "",
+    }  # fmt: skip
+    assert SAVING < WARNING
+    program = tmp_path / "python"
+    program.write_text('#!/bin/bash\npwd\nenv | grep ^TORCH_ | sort\nprintf "<%s>\\n" "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    text = scripts(FULL, words, 512, Path("out"))["torchrun.sh"]
+    given = {"PATH": os.environ["PATH"], "RENDEZVOUS": "first:20007", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", "-c", text], env=given, cwd="/", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [
+        str(here), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}",
+        "<-m>", "<torch.distributed.run>", "<--nnodes=64>", "<--nproc-per-node=8>",
+        "<--max-restarts=3>", "<--rdzv-backend=c10d>", "<--rdzv-endpoint=first:20007>", "<--rdzv-id=7>",
+        "<-m>", "<slm2_minimal.train>", *(f"<{word}>" for word in words),
+    ]  # fmt: skip
+    del given["RENDEZVOUS"]
+    done = subprocess.run(
+        ["bash", "-c", text], env=given, cwd="/", capture_output=True, text=True, check=False
+    )
+    assert done.returncode
+    assert "RENDEZVOUS: HOST:PORT of the first node" in done.stderr
+
+
+def test_scripts_for_a_part_of_a_node() -> None:
+    texts = scripts(FULL, ["x"], 2, Path("out"))
+    assert "--nnodes=1 --nproc-per-node=2 " in texts["torchrun.sh"]
+    assert "--standalone" in texts["torchrun.sh"]
+    assert "rdzv" not in texts["torchrun.sh"]
+    assert not {"exclusive", "mem", "partition"} & directives(texts["slurm.sh"]).keys()
+    assert (
+        directives(texts["slurm.sh"])["gpus-per-node"],
+        directives(texts["slurm.sh"])["time"],
+    ) == ("2", "24:00:00")
+
+
+# The SLURM script, run here
+
+SLURM = {
+    "scontrol": (
+        'echo "scontrol $*" >> {told}\n[ "$1" != show ] || printf "%s\n" $FIRST_NODE node2\n'
+    ),
+    # As SLURM does it, the signal goes to the tasks of the step; a real srun that gets
+    # it kills them.
+    "scancel": 'echo "scancel $*" >> {told}\nkill -TERM $(cat {tasks})\n',
+    "srun": (
+        """trap "kill -KILL 0" TERM
+for _ in $(seq $TASKS); do "${{@: -2}}" & tasks="$tasks $!"; done
+echo $tasks > {tasks}
+for task in $tasks; do wait $task || code=$?; done
+exit ${{code:-0}}
+"""
+    ),
+    "sbatch": 'echo "sbatch $*" >> {told}\necho "Submitted batch job 7"\n',
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs in the place of SLURM's; the file in which they note what they were
+    told.
+    """
+    (tmp_path / "bin").mkdir()
+    for name, text in SLURM.items():
+        (tmp_path / "bin" / name).write_text(
+            "#!/bin/bash\n" + text.format(told=tmp_path / "told", tasks=tmp_path / "tasks")
+        )
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name, value in {
+        "SLURM_JOB_ID": "10042",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "FIRST_NODE": "node1",
+        "TASKS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path / "told"
+
+
+@pytest.fixture
+def start(slurm: Path) -> Iterator[Start]:
+    """`start(folder)` runs the folder's slurm.sh in a group of its own, as SLURM starts
+    a job; nothing of it outlives the test.
+    """
+    jobs = list["subprocess.Popen[bytes]"]()
+
+    def begin(folder: Path) -> "subprocess.Popen[bytes]":
+        with (folder / "log").open("ab") as log:
+            jobs.append(
+                subprocess.Popen(
+                    ["bash", str(folder / "slurm.sh")],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    process_group=0,
+                )
+            )
+        return jobs[-1]
+
+    yield begin
+    for job in jobs:
+        if job.poll() is None:
+            for task in slurm.with_name("tasks").read_text().split():
+                os.kill(int(task), signal.SIGTERM)  # torchrun ends its processes
+            time.sleep(2)
+            os.killpg(job.pid, signal.SIGKILL)
+            job.wait()
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def job(folder: Path, agent: str) -> Path:
+    """The script of a run of two nodes, with `agent` in the place of torchrun; the
+    folder of both.
+    """
+    texts = scripts(
+        RunConfig.load("tiny", {"train.output_dir": str(folder / "run")}), ["tiny"], 16, folder
+    )
+    (folder / "slurm.sh").write_text(texts["slurm.sh"])
+    (folder / "torchrun.sh").write_text(agent)
+    return folder
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_warned_job_saves_and_goes_back_into_the_queue(
+    slurm: Path, start: Start, tmp_path: Path, complete: bool
+) -> None:
+    """The script waits for what takes its time; it does not come back where the last
+    checkpoint is there.
+    """
+    last = tmp_path / "run" / "step-00001200"
+    saving = (  # torchrun ends with 1 after a signal
+        f"sleep 1; echo saved; {f'mkdir -p {last}' if complete else 'true'}; exit 1"
+    )
+    started = start(
+        job(
+            tmp_path,
+            f"trap '{saving}' TERM\necho at $RENDEZVOUS; while true; do sleep 0.05; done\n",
+        )
+    )
+    until(lambda: "at node1:20042" in (tmp_path / "log").read_text())
+    started.send_signal(signal.SIGUSR1)
+    assert started.wait(30) == 0
+    assert (tmp_path / "log").read_text() == "at node1:20042\nsaved\n"
+    told = slurm.read_text().splitlines()
+    assert told == [
+        "scontrol show hostnames node[1-2]",
+        "scancel --signal=TERM 10042.0",
+        *["scontrol requeue 10042"][: not complete],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("agent", "code"), [("exit 3", 3), ("exit 0", 0)], ids=["a failure", "stopped by hand"]
+)
+def test_a_job_that_was_not_warned_does_not_come_back(
+    slurm: Path, start: Start, tmp_path: Path, agent: str, code: int
+) -> None:
+    assert start(job(tmp_path, agent)).wait(30) == code
+    assert "requeue" not in slurm.read_text()
+
+
+def test_a_cancelled_job_does_not_come_back(slurm: Path, start: Start, tmp_path: Path) -> None:
+    started = start(job(tmp_path, "echo at work; sleep 60 & wait"))
+    until(lambda: "at work" in (tmp_path / "log").read_text())
+    os.killpg(started.pid, signal.SIGTERM)
+    assert started.wait(30) == -signal.SIGTERM
+    assert "requeue" not in slurm.read_text()
+
+
+SMALL = """
+[model]
+vocab_size = 1024
+hidden_size = 32
+intermediate_size = 64
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 2
+bos_token_id = 0
+eos_token_id = 0
+[data]
+tokenizer = "tiny"
+seq_len = 32
+validation_percent = 0
+prepared = "my data"
+sources = { math = { languages = ["math"], max_epochs = 99 } }
+[train]
+steps = STEPS
+global_batch_tokens = 256
+micro_batch_size = 4
+device = "cpu"
+dtype = "float32"
+log_every = 1
+output_dir = "my run"
+"""
+
+
+@pytest.mark.slow
+def test_a_job_of_real_processes(
+    slurm: Path, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two nodes of one process, which meet here. Warned in the middle, they save and
+    end. Taken from the queue again, the same job completes the run, though one process
+    is killed: both are started again.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch_module, "GPUS_PER_NODE", 1)
+    for name, value in {"SLURM_JOB_ID": os.getpid(), "FIRST_NODE": "localhost", "TASKS": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    steps = 400
+    (tmp_path / "small run.toml").write_text(SMALL.replace("STEPS", str(steps)))
+    words, run = (
+        ["small run.toml", "--data.seed", "5"],
+        RunConfig.load("small run.toml", {"data.seed": 5}),
+    )
+    prepare(run, lambda line: None)
+    launch(run, words, 2, say=lambda line: None)
+    assert slurm.read_text().splitlines() == ["sbatch my run/launch/slurm.sh"]
+    folder = tmp_path / "my run" / "launch"
+    started = start(folder)
+    until(lambda: f" 20/{steps} |" in (folder / "log").read_text(), 120)
+    started.send_signal(signal.SIGUSR1)
+    assert started.wait(120) == 0
+    assert slurm.read_text().splitlines()[-1] == f"scontrol requeue {os.getpid()}"
+    (saved,) = checkpoint.steps(tmp_path / "my run")
+    step = int(saved.name.removeprefix("step-"))
+    assert 20 <= step < steps
+    assert check(run, 2)[-1].endswith(
+        f"goes on from my run/step-{step:08d}, after step {step} of {steps}"
+    )
+    again = start(folder)
+    until(lambda: f"going on after step {step}" in (folder / "log").read_text(), 120)
+    agent = slurm.with_name("tasks").read_text().split()[-1]
+    (process,) = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    os.kill(int(process), signal.SIGKILL)
+    assert again.wait(300) == 0
+    assert (folder / "log").read_text().count(f"going on after step {step}") == 2
+    assert (tmp_path / "my run" / f"step-{steps:08d}").exists()
+    assert slurm.read_text().count("requeue") == 1
+
+
+# Starting
+
+
+def test_what_launch_does(
+    small_run: Make, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several nodes, or any option of sbatch: submitted. One node: torchrun here. A dry
+    run: neither, and the command to type.
+    """
+    run, started, said = small_run(), list[tuple[str, list[str]]](), list[str]()
+    monkeypatch.setattr(os, "execvp", lambda name, words: started.append((name, words)))
+    folder = tmp_path / "run" / "launch"
+    launch(run, ["tiny"], 2, say=said.append, dry_run=True)
+    assert said == [*check(run, 2), f"nothing was started; to do it: bash {folder}/torchrun.sh"]
+    assert sorted(path.name for path in folder.iterdir()) == ["slurm.sh", "torchrun.sh"]
+    launch(run, ["tiny"], 2, say=said.append, dry_run=True, options={"partition": "long"})
+    assert said[-1] == f"nothing was started; to do it: sbatch {folder}/slurm.sh"
+    assert not started
+    assert not slurm.exists()
+    launch(run, ["tiny"], 2, folder=tmp_path / "scripts", say=said.append)
+    assert started == [("bash", ["bash", f"{tmp_path}/scripts/torchrun.sh"])]
+    launch(run, ["tiny"], 2, say=said.append, options={"partition": "long"})
+    assert slurm.read_text() == f"sbatch {folder}/slurm.sh\n"
+    assert directives((folder / "slurm.sh").read_text())["partition"] == "long"
+    assert len(started) == 1
+    prepared = small_run(
+        "large", **{"data.prepared": str(tmp_path / "prepared"), "train.global_batch_tokens": 2048}
+    )
+    prepare(prepared, lambda line: None)
+    launch(prepared, ["tiny"], 16, say=said.append)
+    assert slurm.read_text().splitlines()[-1] == f"sbatch {tmp_path}/large/launch/slurm.sh"
+
+
+def test_sbatch_that_is_missing_or_refuses(
+    small_run: Make, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/bash\nexit 3\n")
+    with pytest.raises(
+        RuntimeError,
+        match=r"^sbatch ended with 3, what it said is above; mend that and run the same again$",
+    ):
+        launch(small_run(), ["tiny"], 2, options={"time": "1:00"}, say=lambda line: None)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with pytest.raises(ConfigError, match=r"^sbatch: not on this machine; "):
+        launch(small_run("other"), ["tiny"], 2, options={"time": "1:00"}, say=lambda line: None)
+    assert not (tmp_path / "other").exists()

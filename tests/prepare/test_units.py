@@ -1,0 +1,142 @@
+"""Units of text: cut by size and not by file, in NFC, and gone on from wherever the
+last complete one ends.
+"""
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slm2_minimal.config import DataError, PrepareConfig, SourceConfig
+from slm2_minimal.data.reading import read_source
+from slm2_minimal.prepare import units as module
+from slm2_minimal.prepare.units import Unit, complete_units, ingest, read_unit
+from slm2_minimal.text.documents import Document
+
+CONFIG = PrepareConfig(min_characters=3, max_characters=60, shard_megabytes=1)
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SourceConfig:
+    """Twelve usable lines of some 20 bytes among others, cut into units of 50 bytes."""
+    monkeypatch.setattr(module, "MEGABYTE", 50)
+    records: list[object] = [
+        {"id": f"d{i}", "language": "en", "text": f"text number {i:>8}"} for i in range(12)
+    ]
+    records[3:3] = [{"text": ""}, {"text": "ab"}, "no record"]
+    records[8:8] = [{"text": "x" * 61}]
+    path = tmp_path / "source.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return SourceConfig(path=str(path))
+
+
+def folder(tmp_path: Path, name: str = "units") -> Path:
+    path = tmp_path / name
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def test_units_by_hand(source: SourceConfig, tmp_path: Path) -> None:
+    units = list(ingest(folder(tmp_path), "web", source, CONFIG))
+    assert [unit.name for unit in units] == [f"web-{i:06d}" for i in range(5)]
+    assert [(unit.documents, unit.size, unit.read, unit.last) for unit in units] == [
+        (3, 60, 3, False),
+        (
+            3,
+            60,
+            9,
+            False,
+            # an empty, a short and a long one were read between; the line that is no record
+            # is not a document
+        ),
+        (3, 60, 12, False),
+        (3, 60, 15, False),
+        (0, 0, 15, True),
+    ]
+    assert units[0].skipped == {}
+    assert units[-1].skipped == {"no text": 1, "empty": 1, "too short": 1, "too long": 1}
+    documents = [document for unit in units for document in read_unit(folder(tmp_path), unit)]
+    assert documents == [
+        Document(f"d{i}", "en", "text", "", f"text number {i:>8}") for i in range(12)
+    ]
+    assert list(complete_units(folder(tmp_path), "web")) == units
+
+
+@pytest.mark.parametrize("complete", range(6))
+def test_gone_on_from_any_unit(source: SourceConfig, tmp_path: Path, complete: int) -> None:
+    whole = list(ingest(folder(tmp_path, "whole"), "web", source, CONFIG))
+    writing = ingest(folder(tmp_path, "broken"), "web", source, CONFIG)
+    for _ in range(min(complete, 5)):
+        next(writing)
+    writing.close()
+    (folder(tmp_path, "broken") / f"web-{complete:06d}.txt").write_text(
+        "half a un"
+    )  # a crash between the two files of the next one
+    assert list(ingest(folder(tmp_path, "broken"), "web", source, CONFIG)) == whole
+    for path in folder(tmp_path, "whole").iterdir():
+        assert (folder(tmp_path, "broken") / path.name).read_bytes() == path.read_bytes()
+
+
+def test_complete_units_are_not_read_again(
+    source: SourceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units = list(ingest(folder(tmp_path), "web", source, CONFIG))
+
+    def refuse(*arguments: object) -> Iterator[Document]:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(module, "read_source", refuse)
+    assert list(ingest(folder(tmp_path), "web", source, CONFIG)) == units
+
+
+def test_text_is_stored_in_nfc_and_always_as_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    decomposed, lone = (
+        unicodedata.normalize("NFD", "crème brûlée"),
+        '{"text": "half a pair \\ud83d here"}',
+    )
+    path.write_text(json.dumps({"text": decomposed}) + "\n" + lone + "\n")
+    units = list(ingest(folder(tmp_path), "web", SourceConfig(path=str(path)), CONFIG))
+    assert [d.text for d in read_unit(folder(tmp_path), units[0])] == [
+        "crème brûlée",
+        "half a pair \ufffd here",
+    ]
+
+
+def test_a_source_without_documents_is_one_empty_unit(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n\n")
+    [unit] = ingest(folder(tmp_path), "web", SourceConfig(path=str(path)), CONFIG)
+    assert (unit.documents, unit.last, list(read_unit(folder(tmp_path), unit))) == (0, True, [])
+
+
+def test_a_unit_that_was_cut_short(source: SourceConfig, tmp_path: Path) -> None:
+    unit: Unit = next(ingest(folder(tmp_path), "web", source, CONFIG))
+    (folder(tmp_path) / "web-000000.txt").write_bytes(b"text number 0")
+    with pytest.raises(DataError, match=r"web-000000\.txt: cut short; remove the folder"):
+        list(read_unit(folder(tmp_path), unit))
+
+
+def test_a_unit_of_an_older_version(source: SourceConfig, tmp_path: Path) -> None:
+    unit: Unit = next(ingest(folder(tmp_path), "web", source, CONFIG))
+    path = folder(tmp_path) / "web-000000.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"documents": [{"id": "a", "bytes": 1}]})
+    )
+    with pytest.raises(
+        DataError, match=r"web-000000\.json: of an older version; remove the folder"
+    ):
+        list(read_unit(folder(tmp_path), unit))
+
+
+def test_reading_narrows_and_counts(tmp_path: Path) -> None:
+    skipped = Counter[str]()
+    (tmp_path / "a.jsonl").write_text(
+        '{"body": "eins", "language": "de"}\n{"body": "one", "language": "en"}\n{"text": "?"}\n'
+    )
+    source = SourceConfig(path=str(tmp_path / "a.jsonl"), text_field="body", languages=("de",))
+    assert [document.text for document in read_source(source, skipped)] == ["eins"]
+    assert skipped == {"no text": 1}
