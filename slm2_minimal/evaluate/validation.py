@@ -1,6 +1,4 @@
-"""Validation loss per language, beside the loss of the best model that knows no
-context.
-"""
+"""Validation loss per language, beside the best model that knows no context."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,67 +14,73 @@ from slm2_minimal.data.loader import Batch
 from slm2_minimal.data.packing import Stream
 from slm2_minimal.distributed.device import autocast
 from slm2_minimal.distributed.world import World
-from slm2_minimal.model.loss import summed_cross_entropy
+from slm2_minimal.model.loss import token_log_probs
 from slm2_minimal.model.transformer import StableLM2
 
-# read per language, 2M tokens at the report's 4096: a validation costs no more where
-# more text is held out
+# Read per language, 2M tokens at the report's 4096: a validation costs no more where
+# more text is held out.
 MAX_SEQUENCES = 512
 
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """One language's held-out text, and what a unigram model of its training text makes
-    of it (nats per token).
+    """One language's held-out text, in batches of up to `batch_size` sequences.
 
-    Both losses are of the same targets: those of up to MAX_SEQUENCES sequences of
-    `seq_len` tokens, in batches of up to `rows` rows.
+    `unigram_loss` is what a unigram model of the training text makes of it, in nats per
+    token. It and the model's loss are of the same targets: those of up to MAX_SEQUENCES
+    sequences of `seq_len` tokens, spread evenly over the text.
     """
 
     held_out: Stream
     seq_len: int
-    rows: int
+    batch_size: int
     unigram_loss: float
 
     @classmethod
     def build(
-        cls, held_out: Stream, counts: Int[np.ndarray, " ids"], seq_len: int, rows: int
+        cls, held_out: Stream, counts: Int[np.ndarray, " V"], seq_len: int, batch_size: int
     ) -> "ValidationSet":
-        """`held_out` must have tokens; `counts` are those of the ids in the training
-        text.
-        """
-        log_p = unigram(counts)
-        targets = torch.cat(
-            [batch.labels[batch.labels != IGNORE] for batch in _batches(held_out, seq_len, rows)]
-        )
-        return cls(held_out, seq_len, rows, -float(log_p[targets].mean()))
+        """`held_out` must have tokens; `counts` are those of the ids in the training text."""
+        unscored = cls(held_out, seq_len, batch_size, unigram_loss=0.0)
+        labels = torch.cat([batch.labels.flatten() for batch in unscored.batches()])
+        log_probs = unigram(counts)[labels[labels != IGNORE]]
+        return replace(unscored, unigram_loss=-log_probs.mean().item())
 
     def batches(self, rank: int = 0, size: int = 1) -> Iterator[Batch]:
-        """The sequences that one of `size` ranks scores, cut from the text as they are
-        asked for, in as many batches on each.
+        """The batches that one of `size` ranks scores: as many on each rank.
+
+        A rank for which no sequence is left scores one without labels.
         """
-        return _batches(self.held_out, self.seq_len, self.rows, rank, size)
+        available = self.held_out.num_sequences(self.seq_len)
+        count = min(available, MAX_SEQUENCES)
+        chosen = [i * available // count for i in range(count)]
+
+        for start in range(0, count, self.batch_size * size):
+            begin = start + rank * self.batch_size
+            own = chosen[begin : begin + self.batch_size]
+            indices = own or chosen[:1]
+            batch = Batch.stack([self.held_out.sequence(i, self.seq_len) for i in indices])
+            if not own:
+                batch = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+            yield batch
 
 
-def _batches(
-    held_out: Stream, seq_len: int, rows: int, rank: int = 0, size: int = 1
-) -> Iterator[Batch]:
-    """Spread evenly over the text, in which one source follows the other. A rank for
-    which none is left scores a row without labels.
-    """
-    there = held_out.num_sequences(seq_len)
-    count = min(there, MAX_SEQUENCES)
-    chosen = [i * there // count for i in range(count)]
-    for start in range(0, count, rows * size):
-        own = chosen[start + rank * rows : start + (rank + 1) * rows]
-        batch = Batch.stack([held_out.sequence(i, seq_len) for i in own or chosen[:1]])
-        yield batch if own else replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+def validation_sets(
+    held_out: Mapping[str, Stream],
+    token_counts: Mapping[str, Int[np.ndarray, " V"]],
+    seq_len: int,
+    batch_size: int,
+) -> dict[str, ValidationSet]:
+    """A set for every language that has both held-out and training text."""
+    return {
+        language: ValidationSet.build(stream, token_counts[language], seq_len, batch_size)
+        for language, stream in held_out.items()
+        if language in token_counts
+    }
 
 
-def unigram(counts: Int[np.ndarray, " ids"]) -> Float[Tensor, " ids"]:
-    """Log-probability of each of the tokenizer's ids by its count in the training text,
-    one added to every count.
-    """
+def unigram(counts: Int[np.ndarray, " V"]) -> Float[Tensor, " V"]:
+    """Log-probability of each id by its count in the training text, one added to each."""
     smoothed = torch.from_numpy(counts).double() + 1
     return (smoothed / smoothed.sum()).log()
 
@@ -88,23 +92,28 @@ def validation_losses(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     *,
-    share: tuple[int, int] = (0, 1),
+    rank: int = 0,
+    size: int = 1,
     world: World | None = None,
 ) -> dict[str, float]:
-    """Nats per token of every set. The ranks of `world` share the work: `share` is
-    (rank, size) among those that read other data.
+    """Nats per token of every set.
+
+    The processes of `world` share the work: this one takes the part `rank` of `size`,
+    counted among those that read other data.
     """
     losses = {}
-    for name, held_out in sets.items():
+    for name, validation_set in sets.items():
         total, count = 0.0, 0
-        for batch in held_out.batches(*share):
-            moved = batch.to(device)
-            head = partial(summed_cross_entropy, labels=moved.labels)
-            with autocast(device, dtype):
-                total += float(
-                    model(moved.input_ids, moved.position_ids, moved.document_ids, head=head)
-                )
+        for batch in validation_set.batches(rank, size):
             count += batch.valid_tokens
-        everywhere = (total, count) if world is None else world.sum(total, count)
-        losses[name] = everywhere[0] / max(everywhere[1], 1)
+            batch = batch.to(device)
+            head = partial(token_log_probs, labels=batch.labels)
+            with autocast(device, dtype):
+                log_probs = model(
+                    batch.input_ids, batch.position_ids, batch.attention_ids, head=head
+                )
+            total -= log_probs.sum().item()
+        if world is not None:
+            total, count = world.sum(total, count)
+        losses[name] = total / max(count, 1)
     return losses

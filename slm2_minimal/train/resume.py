@@ -1,88 +1,183 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Where a run begins: at a checkpoint of its own, of another run, or at step 0."""
 
 import json
+import logging
 import shutil
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slm2_minimal.config import CheckpointError
+from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
 from slm2_minimal.distributed import checkpoint
 from slm2_minimal.distributed.world import World
+from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
+from slm2_minimal.train.state import RunState
 
-# What may change between two parts of a run: how it is spread (which changes results by
-# rounding only), how often it logs, its length.
-FREE = {
-    "train": {
-        "steps", "output_dir", "device", "micro_batch_size", "log_every", "validate_every", "save_every", "keep_checkpoints",
-        "spike_sigmas", "profile_step", "wandb", "prompts", "sample_tokens",
-    },
-    "data": {"prepared", "verify", "workers"},
+logger = logging.getLogger(__name__)
+
+# What may change between two parts of a run: how it is spread over processes (which
+# changes results by rounding only), how often it logs, and its length.
+MAY_CHANGE = {
+    "train": (
+        "steps", "output_dir", "device", "micro_batch_size", "log_every", "validate_every",
+        "save_every", "keep_checkpoints", "spike_sigmas", "profile_step", "wandb", "prompts",
+        "sample_tokens", "start_from", "init_from",
+    ),
+    "data": ("prepared", "verify", "workers"),
 }  # fmt: skip
 
 
-def newest(
-    run: Path, world: World, *, set_aside: bool = False
-) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint in the folder `run`, and its state; damaged ones are
-    passed over with a warning.
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to begin at, and whether it is one of this run."""
 
-    With `set_aside` those are given another name, so that they are not taken for one of
-    the newest that are kept.
+    folder: Path
+    state: RunState
+    is_own: bool
+
+
+def find_start(
+    config: RunConfig, data_fingerprint: str, world: World, *, set_aside: bool = False
+) -> Start | None:
+    """The newest good checkpoint in `output_dir`, else `train.start_from`, else None.
+
+    With `set_aside`, damaged checkpoints are renamed, and do not count among the
+    newest that are kept.
+
+    Raises:
+        CheckpointError: none is whole, or it is of another run, model, or data.
+    """
+    run_dir = Path(config.train.output_dir)
+    own = newest(run_dir, world, set_aside=set_aside)
+    if own is not None:
+        folder, state = own
+        check_same_run(folder, state, config)
+    elif config.train.start_from is not None:
+        folder = Path(config.train.start_from)
+        state = read_run_state(folder, world)
+        check_same_model(folder, state, config)
+    else:
+        return None
+    check_same_data(folder, state, data_fingerprint)
+    return Start(folder, state, is_own=own is not None)
+
+
+def read_run_state(folder: Path, world: World) -> RunState:
+    """The state in a checkpoint. Raises CheckpointError: missing or damaged."""
+    return RunState.from_dict(checkpoint.read_state(folder, world), f"checkpoint = {str(folder)!r}")
+
+
+def newest(run_dir: Path, world: World, *, set_aside: bool = False) -> tuple[Path, RunState] | None:
+    """The newest whole checkpoint of a run and its state; damaged ones are passed over.
 
     Raises:
         CheckpointError: there are some, and every one is damaged.
     """
-    found, damaged = (
-        world.gather(checkpoint.steps(run))[0],
-        [],
-    )  # one rank's list: on a network file system others may see an older one
-    for folder in reversed(found):
+    # One rank's list: on a network file system others may see an older one.
+    folders = world.gather(checkpoint.steps(run_dir))[0]
+    damaged = []
+    for folder in reversed(folders):
         try:
-            state = checkpoint.read_state(folder, world)
+            state = read_run_state(folder, world)
         except CheckpointError as error:
             damaged.append(folder)
-            if world.is_first:
-                warnings.warn(f"{error}; trying the one before", stacklevel=2)
+            logger.warning("%s; trying the one before", error)
             continue
         if set_aside and world.is_first:
-            for other in damaged:
-                shutil.rmtree(run / f"damaged-{other.name}", ignore_errors=True)
-                other.rename(run / f"damaged-{other.name}")
+            _set_aside(damaged)
         return folder, state
-    if found:
+    if damaged:
         raise CheckpointError(
-            f"train.output_dir = {str(run)!r}: every checkpoint is damaged; remove the folder to"
-            " start again"
+            f"train.output_dir = {str(run_dir)!r}: every checkpoint is damaged; "
+            "remove the folder to start again"
         )
     return None
 
 
-def check_same_run(folder: Path, state: dict[str, Any], config: dict[str, Any]) -> None:
-    """Everything that changes what a run computes must be as it was. Raises
-    CheckpointError with the first field that is not.
+def load_initial_weights(
+    config: RunConfig, model: StableLM2, tokenizer: Tokenizer, world: World
+) -> None:
+    """Fill `model` from `train.init_from`: weights alone, the run begins at step 0.
+
+    Raises:
+        CheckpointError: of another architecture, or trained with another tokenizer.
     """
-    theirs, ours = (json.loads(json.dumps(config)) for config in (state["config"], config))
-    for config in (theirs, ours):
-        for table, free in FREE.items():
-            config[table] = {key: value for key, value in config[table].items() if key not in free}
-        for table in ("prepare", "parallel"):  # what the data holds is in its fingerprint
-            config.pop(table, None)
-    field, saved, here = checkpoint.first_difference(theirs, ours)
+    source = config.train.init_from
+    assert source is not None
+    name = checkpoint.load_weights(source, model, world)
+    if name is None:
+        logger.info("weights of %s; their tokenizer is not known there", source)
+        return
+    if load_tokenizer(name).fingerprint != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"data.tokenizer = {config.data.tokenizer!r}: {source!r} was trained with {name!r}; "
+            "its ids mean other tokens: use the same"
+        )
+    logger.info("weights of %s", source)
+
+
+def _set_aside(folders: list[Path]) -> None:
+    for folder in folders:
+        target = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+
+
+def check_same_run(folder: Path, state: RunState, config: RunConfig) -> None:
+    """Everything that changes what a run computes must be as it was.
+
+    Raises:
+        CheckpointError: names the first field that is not.
+    """
+    saved = _what_decides(_read_config(folder, state))
+    ours = _what_decides(config)
+    field, theirs, here = checkpoint.first_difference(saved, ours)
     if field:
         raise CheckpointError(
-            f"{field} = {here!r}: the run in {str(folder.parent)!r} has {saved!r}; choose another"
-            " --train.output_dir, or the same value"
+            f"{field} = {here!r}: the run in {str(folder.parent)!r} has {theirs!r}; "
+            "choose another --train.output_dir, or the same value"
         )
 
 
-def check_same_data(folder: Path, state: dict[str, Any], fingerprint: str) -> None:
-    """Raise CheckpointError where the data is not what the checkpoint was trained
-    on.
-    """
-    if state["data_fingerprint"] != fingerprint:
+def check_same_model(folder: Path, state: RunState, config: RunConfig) -> None:
+    """Raise CheckpointError where the checkpoint is of another architecture."""
+    saved = _read_config(folder, state).to_dict()["model"]
+    field, theirs, here = checkpoint.first_difference(saved, config.to_dict()["model"])
+    if field:
         raise CheckpointError(
-            f"data = {fingerprint}: not the data that {str(folder)!r} was trained on"
-            f" ({state['data_fingerprint']}); use the same sources, weights, tokenizer, seq_len and"
-            " seed"
+            f"model.{field} = {here!r}: the checkpoint {str(folder)!r} has {theirs!r}; "
+            "use the same model"
         )
+
+
+def check_same_data(folder: Path, state: RunState, fingerprint: str) -> None:
+    """Raise CheckpointError where the checkpoint was trained on other data."""
+    if state.data_fingerprint != fingerprint:
+        raise CheckpointError(
+            f"data = {fingerprint}: not the data that {str(folder)!r} was trained on "
+            f"({state.data_fingerprint}); use the same sources, weights, tokenizer, seq_len "
+            "and seed"
+        )
+
+
+def _read_config(folder: Path, state: RunState) -> RunConfig:
+    """The configuration in a checkpoint; keys newer than it have their defaults."""
+    try:
+        return RunConfig.from_dict(state.config)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"checkpoint = {str(folder)!r}: its configuration cannot be read ({error}); "
+            "use the version that wrote it"
+        ) from None
+
+
+def _what_decides(config: RunConfig) -> dict[str, Any]:
+    """The configuration as JSON has it, without what may change."""
+    tables = json.loads(json.dumps(config.to_dict()))
+    # What the prepared text holds is in the data's fingerprint.
+    del tables["prepare"], tables["parallel"]
+    for table, fields in MAY_CHANGE.items():
+        for field in fields:
+            tables[table].pop(field, None)
+    return tables

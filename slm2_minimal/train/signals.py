@@ -1,6 +1,4 @@
-"""Signals that ask a run to stop: Ctrl-C, and the SIGTERM of a batch system or of
-torchrun.
-"""
+"""Signals that ask a run to stop: Ctrl-C, and the SIGTERM of SLURM or torchrun."""
 
 import signal
 import sys
@@ -9,34 +7,30 @@ from contextlib import contextmanager
 
 
 class StopSignals:
-    """Whether one was received; the trainer looks at it once a step, and then saves and
-    ends.
-    """
+    """Whether a signal was received: the trainer looks once a step, saves and ends."""
 
     def __init__(self) -> None:
         self.received = False
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """For as long as the block lasts. A Ctrl-C after that ends the process at once;
-        SIGTERM may come twice for one request, since both SLURM and torchrun pass it
-        on.
+        """Note signals for as long as the block lasts.
+
+        The first is noted, a Ctrl-C after it ends the process at once. SIGTERM may come
+        twice for one request, since both SLURM and torchrun pass it on.
         """
-
-        def note(number: int, frame: object) -> None:
-            if not self.received:
-                print(
-                    f"\n{signal.Signals(number).name}: saving after this step; Ctrl-C to stop at"
-                    " once",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            self.received = True
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, self._note) for number in signals}
         try:
             yield
         finally:
-            for number, handler in old.items():
+            for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if not self.received:
+            name = signal.Signals(number).name
+            message = f"\n{name}: saving after this step; Ctrl-C to stop at once"
+            print(message, file=sys.stderr, flush=True)
+        self.received = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,441 +1,402 @@
-"""The training loop: one for the laptop and the cluster, told apart by the
-configuration only.
+"""The training loop: one for the laptop and the cluster.
 
-A step is: read this rank's part of the global batch, add up gradients over
-micro-batches, divide by the global count of valid tokens, clip, ask the guard, set the
-schedule's rate, update. Everything that decides what happens at a step is a function of
-the step and the data position, so a run can stop anywhere and go on, also on another
-number of ranks.
+A step reads this rank's part of the global batch, adds up gradients over micro-batches,
+clips them, asks the guard, and updates. Everything that decides what happens at a step
+is a function of the step and the data position, so a run can stop anywhere and go on,
+also on another number of processes.
 """
 
-import math
-import time
-import warnings
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slm2_minimal.config import ConfigError, RunConfig
+from slm2_minimal.config import RunConfig
 from slm2_minimal.data.loader import Batch
-from slm2_minimal.data.training_data import assemble, fitting_tokenizer
+from slm2_minimal.data.training_data import TrainingData
 from slm2_minimal.distributed import checkpoint
-from slm2_minimal.distributed.device import (
-    peak_memory,
-    peak_rate,
-    pick_device,
-    pick_dtype,
-    synchronize,
-)
+from slm2_minimal.distributed.device import pick_device, pick_dtype
 from slm2_minimal.distributed.parallel import parallelize
 from slm2_minimal.distributed.world import World
-from slm2_minimal.evaluate.validation import ValidationSet, validation_losses
-from slm2_minimal.inference.generate import generate
-from slm2_minimal.model.flops import flops_per_token
+from slm2_minimal.evaluate.validation import validation_losses, validation_sets
+from slm2_minimal.text.tokenizer import Tokenizer
 from slm2_minimal.train import resume
-from slm2_minimal.train.guard import Guard
-from slm2_minimal.train.log import RunLog, StepTrace, progress_line
-from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
+from slm2_minimal.train.garbage import COLLECT_EVERY, collecting_by_hand
+from slm2_minimal.train.guard import Action, Guard, Verdict
+from slm2_minimal.train.log import FIRST_LINES, Progress, RunLog, best_table, introduction
+from slm2_minimal.train.objective import NextToken, Objective
+from slm2_minimal.train.optimizer import build_optimizer, clip_gradients
+from slm2_minimal.train.profile import traced
+from slm2_minimal.train.rules import check_run, open_inputs
+from slm2_minimal.train.samples import sample_texts
 from slm2_minimal.train.schedule import learning_rate
 from slm2_minimal.train.signals import StopSignals
-from slm2_minimal.train.step import accumulate_gradients
+from slm2_minimal.train.state import Best, RunState
+from slm2_minimal.train.step import accumulate_gradients, update
+
+SCORED_TOKENS = 4096  # at least so many at once in validation: short rows are faster in batches
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on, through no fault of its input's form: steps are bad
-    again and again.
-    """
+    """A run that cannot go on: steps are bad again and again."""
 
 
 class Trainer:
-    """A run from its configuration: builds everything, resumes by itself, trains,
-    validates, samples, saves. One on every rank.
-    """
+    """One process's part of a run: the model, where the run stands, and the loop."""
 
-    def __init__(self, config: RunConfig, world: World | None = None) -> None:
-        """Raises ConfigError or DataError for what cannot be right, before anything is
-        written.
+    def __init__(
+        self,
+        config: RunConfig,
+        data: TrainingData,
+        tokenizer: Tokenizer,
+        *,
+        world: World | None = None,
+        objective: Objective | None = None,
+    ) -> None:
+        """Builds model and optimizer; nothing is read from the run's folder or written.
+
+        `world` left out is this process alone; `objective` left out, next tokens.
         """
         self.config = config
-        self.world = world or World(pick_device(config.train.device))
-        self.device = self.world.device
-        self.dtype: torch.dtype = self.world.gather(pick_dtype(config.train.dtype, self.device))[
-            0
-        ]  # measured: let one decide
-        self.tokenizer = fitting_tokenizer(config)
-        if (
-            config.train.prompts
-            and not 0 < config.train.sample_tokens < config.model.max_position_embeddings
-        ):
-            raise ConfigError(
-                f"train.sample_tokens = {config.train.sample_tokens}: must leave room for a prompt"
-                " in the context, model.max_position_embeddings ="
-                f" {config.model.max_position_embeddings}"
-            )
-        if not all(config.train.prompts):
-            raise ConfigError(
-                "train.prompts: one of them is empty; give it a word to go on from, or leave it out"
-            )
-        data = assemble(config.data, self.tokenizer)
         self.loader = data.loader
-        rows = max(
-            config.train.micro_batch_size, 4096 // config.data.seq_len
-        )  # short rows are scored faster in batches
-        self.sets = {
-            language: ValidationSet.build(
-                held_out, data.token_counts[language], config.data.seq_len, rows
-            )
-            for language, held_out in data.held_out.items()
-            if language in data.token_counts
-        }
-        self.rows = config.train.global_batch_tokens // config.data.seq_len
-        self._stages = [stage.start_tokens // config.data.seq_len for stage in config.data.stages]
-        self.loader.mixture.check(config.train.steps * self.rows)
+        self.tokenizer = tokenizer
+        self.world = world or World(pick_device(config.train.device))
+        self.objective = objective or NextToken()
+        self.device = self.world.device
+        self.batch_rows = config.train.global_batch_tokens // config.data.seq_len
+
+        # Ranks may measure differently, so that one decides for all.
+        dtype = pick_dtype(config.train.dtype, self.device)
+        self.dtype: torch.dtype = self.world.gather(dtype)[0]
         self.replica = parallelize(config, self.world, self.dtype)
         self.model = self.replica.model
-        if self.rows % (self.replica.data_size * config.train.micro_batch_size):
-            raise ConfigError(
-                f"train.global_batch_tokens = {config.train.global_batch_tokens}: {self.rows} rows"
-                f" of {config.data.seq_len} must divide among {self.replica.data_size} ranks in"
-                f" micro-batches of {config.train.micro_batch_size}; change one of the three"
-            )
         self.optimizer = build_optimizer(self.model, config.optimizer)
+
+        self.validation = validation_sets(
+            data.held_out,
+            data.token_counts,
+            config.data.seq_len,
+            batch_size=max(config.train.micro_batch_size, SCORED_TOKENS // config.data.seq_len),
+        )
+        self.state = RunState(
+            config=config.to_dict(),
+            data_fingerprint=self.loader.fingerprint(),
+            dtype=str(self.dtype).removeprefix("torch."),
+            tokenizer_fingerprint=tokenizer.fingerprint,
+        )
         self.guard = Guard(config.train.spike_sigmas)
         self.run_dir = Path(config.train.output_dir)
-        # The checkpoint before the cooldown stays: other ends can be put to the run
-        # from there.
-        spared = [] if config.schedule.cooldown_start is None else [config.schedule.cooldown_start]
+        # The checkpoint before the cooldown stays: other cooldowns can begin there.
+        cooldown = config.schedule.cooldown_start
         self.checkpoints = checkpoint.Checkpointer(
-            self.run_dir, self.world, config.train.keep_checkpoints, spared
+            self.run_dir,
+            self.world,
+            config.train.keep_checkpoints,
+            keep_steps=() if cooldown is None else (cooldown,),
         )
-        self._log: RunLog | None = None
-        self._signals = StopSignals()
+        self.log = RunLog()
+        self.signals = StopSignals()
+        self.stopping = False  # all ranks know that one was asked to stop
+        self._saved_step = -1
         self._batches: Iterator[Batch] | None = None
-        self.step, self.position, self.saved_step = 0, 0, -1
-        self.stopping = False
-        self.best: dict[str, Any] = {}
 
-    def run(self) -> None:
-        """Train to `train.steps`, from the newest good checkpoint of `output_dir` where
-        there is one.
-        """
-        train = self.config.train
-        self._resume()
-        if self.world.is_first:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._log = RunLog(self.run_dir, self.step, train.wandb)
-        self._introduce()
-        try:
-            with self._signals.caught():
-                if self.step == 0:
-                    self._sample()
-                self._loop()
-                self.checkpoints.wait()
-            if self.step < train.steps:
-                self._say(f"stopped after step {self.step}; the same command goes on from there")
-                return
-            self._conclude()
-        finally:
-            if self._log is not None:
-                self._log.close()
-            self._batches = None  # the last reference: worker processes end with it
-
-    def train_step(self) -> dict[str, float]:
-        """One update of the model. Returns loss, rate, gradient norm. Bad batches are
-        passed over, as `train.guard` says.
+    @classmethod
+    def from_config(cls, config: RunConfig, world: World | None = None) -> "Trainer":
+        """A run as its configuration says, after all rules and with its text opened.
 
         Raises:
-            TrainingError: there is nothing left to go back to; model and optimizer are
-            as before the step.
+            ConfigError, DataError: what cannot be right, before anything is written.
+        """
+        world = world or World(pick_device(config.train.device))
+        check_run(config, world.size, world.local_size, launched=world.group is not None)
+        tokenizer, data = open_inputs(config)
+        return cls(config, data, tokenizer, world=world)
+
+    # The run
+
+    def run(self) -> None:
+        """Train to the last step from where the run stands; then let the best write."""
+        self.resume()
+        with self._opened():
+            logger.info(introduction(self.config, self.replica, self.state, self.world))
+            with self.signals.caught():
+                if self.state.step == 0:
+                    self._sample()
+                self.train()
+                self.checkpoints.wait()
+            if self.state.step >= self.config.train.steps:
+                self._conclude()
+                return
+            logger.info(
+                "stopped after step %d; the same command goes on from there", self.state.step
+            )
+
+    def train(self) -> None:
+        """Make steps until the last one, or until a signal asks to stop."""
+        train = self.config.train
+        progress = Progress(self.config, self.state.step, self.world.size, self.dtype)
+        profile_step = train.profile_step if self.world.is_first else None
+        trace = traced(self.run_dir, profile_step, self.state.step, self.device)
+        with trace as count_for_trace, collecting_by_hand() as collect:
+            while self.state.step < train.steps and not self.stopping:
+                values = self.step()
+                count_for_trace()
+                self._report(progress, values)
+                with progress.paused():
+                    self._every(train.validate_every, self.validate)
+                    self._every(train.save_every, self.save)
+                    self._every(COLLECT_EVERY, collect)
+        if self.stopping:
+            self.save()
+
+    def step(self) -> dict[str, float]:
+        """Make one update. Returns loss (nats per token), lr and grad_norm.
+
+        A bad batch is passed over, or the run goes back to a checkpoint: `guard.py`.
+
+        Raises:
+            TrainingError: there is nothing to go back to; the weights are as before.
         """
         while True:
-            if any(self.position <= start < self.position + self.rows for start in self._stages):
-                self.guard.restore([])  # other data has another loss
-            loss, norm = self._gradients()
-            objection = self.guard.objection(loss, norm)
-            self.position += self.rows
-            if objection is None:
+            self._forget_losses_of_other_data()
+            batch = self._next_batch()
+            divisor = self._agree(batch)
+            loss, grad_norm = self._gradients(batch, divisor)
+            verdict = self.guard.judge(loss, grad_norm, self.state.recent_losses)
+            self.state.data_position += self.batch_rows
+            if verdict.action is Action.ACCEPT:
                 break
-            self._clear_gradients()
-            self._pass_over(objection, loss, norm)
-        rate = learning_rate(self.step, self.config.schedule)
-        set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self._clear_gradients()
-        self.guard.accept(loss)
-        self.step += 1
-        return {"loss": loss, "grad_norm": norm, "rate": rate}
+            self._pass_over(verdict, loss, grad_norm)
 
-    def _gradients(self) -> tuple[float, float]:
-        """Clipped gradients of the global batch at `position`; its loss, and the norm
-        that they had. Ranks agree here on stopping.
-        """
-        replica, workers = self.replica, self.config.data.workers
+        lr = learning_rate(self.state.step, self.config.schedule)
+        update(self.optimizer, lr, keep_gradient_memory=self.replica.strategy == "ddp")
+        self.state.advance(loss)
+        self.world.shorten_timeouts()
+        return {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+
+    # The parts of a step
+
+    def _next_batch(self) -> Batch:
+        """This rank's rows of the global batch at the data position."""
         if self._batches is None:
-            place = (replica.data_rank, replica.data_size)
-            self._batches = self.loader.batches(self.position, self.rows, *place, workers=workers)
-        batch = next(self._batches)
-        alike = (
-            self.world.size // replica.data_size
-        )  # ranks of tensor parallelism read the same rows
-        valid, stopping, failed = self.world.sum(
-            batch.valid_tokens, self._signals.received, self.checkpoints.failed
-        )
-        self.stopping = stopping > 0
-        if failed:
-            self.checkpoints.wait()  # raises, on every rank
-        loss = accumulate_gradients(
-            replica.forward, batch.split(self.config.train.micro_batch_size), self.device, replica.autocast_dtype,
-            round(valid) // alike, replica.micro_batch,
-        )  # fmt: skip
-        norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
-        return self.world.sum(loss.item())[0] / alike, norm.item()
-
-    def _clear_gradients(self) -> None:
-        """DDP's lie in its buckets for good: once dropped, they would be added up
-        beside them, 4 more bytes per parameter.
-        """
-        self.optimizer.zero_grad(set_to_none=self.replica.strategy != "ddp")
-
-    def _pass_over(self, objection: str, loss: float, norm: float) -> None:
-        """Leave a bad batch behind, or go back to the newest checkpoint as well."""
-        first = self.position - self.rows
-        values = {
-            "loss": str(loss),
-            "grad_norm": str(norm),
-            "first": first,
-            "rows": self.rows,
-            "why": objection,
-        }
-        self._write("skip", values)
-        self._say(
-            f"step {self.step} | passed over the batch at data position {first}: {objection} (loss"
-            f" {loss:.3f}, grad norm {norm:.2f})"
-        )
-        if not self.guard.skip():
-            return
-        position, step = self.position, self.step
-        if not self.guard.rewind() or not self._rewind():
-            raise TrainingError(
-                f"loss = {loss:.3f}, gradient norm = {norm:.2f} at step {step} (data position"
-                f" {first}): {objection}, again and again; nothing was updated and checkpoints are"
-                " intact. Lower schedule.peak_rate, or look at those batches"
+            self._batches = self.loader.batches(
+                self.state.data_position,
+                self.batch_rows,
+                self.replica.data_rank,
+                self.replica.data_size,
+                workers=self.config.data.workers,
             )
-        self.position, self._batches = position, None
-        self._write("rewind", {"from": step, "to": self.step, "data_position": position})
-        self._say(
-            f"step {step} | back to the checkpoint of step {self.step}; the data goes on at"
-            f" position {position}"
-        )
+        return next(self._batches)
 
-    def _loop(self) -> None:
-        train = self.config.train
-        flops = flops_per_token(self.config.model, self.config.data.seq_len)
-        peak = peak_rate(self.device, self.dtype) * self.world.size
-        trace = StepTrace(
-            self.run_dir / "profile",
-            train.profile_step if self.world.is_first else None,
-            self.device,
-        )
-        started, first, clock, since = (
-            time.perf_counter(),
-            self.step,
-            time.perf_counter(),
-            self.step,
-        )
-        while self.step < train.steps and not self.stopping:
-            trace.before(self.step)
-            values = self.train_step()
-            if (path := trace.after(self.step - 1)) is not None:
-                self._say(f"trace of {trace.TRACED} steps: {path}")
-            if self.step % train.log_every == 0 or self.step == train.steps:
-                synchronize(self.device)
-                now = time.perf_counter()
-                rate = (
-                    max(0, self.step - since) * train.global_batch_tokens / (now - clock)
-                )  # a rewind goes below `since`
-                values |= {"tokens_per_second": rate, "share_of_peak": rate * flops / peak}
-                self._write("train", values | self._where_we_are(rate))
-                seconds_left = (
-                    (now - started) / max(1, self.step - first) * (train.steps - self.step)
-                )
-                self._say(progress_line(self.step, train.steps, values, seconds_left))
-                clock, since = time.perf_counter(), self.step
-            paused = time.perf_counter()
-            if self.step % train.validate_every == 0 or self.step == train.steps:
-                self._validate()
-            if self.step % train.save_every == 0 or self.step == train.steps or self.stopping:
-                self._save()
-            clock += (
-                time.perf_counter() - paused
-            )  # validation and saving are not training throughput
+    def _agree(self, batch: Batch) -> int:
+        """What the loss is divided by, over all ranks; and whether one is to stop.
 
-    def _where_we_are(self, rate: float) -> dict[str, float]:
-        """What is logged beside loss and speed."""
-        return {
-            "tokens_per_second_per_rank": rate / self.world.size,
-            "memory_gb": peak_memory(self.device) / 1e9,
-            "tokens": self.step * self.config.train.global_batch_tokens,
-            "data_position": self.position,
-        }
+        Raises:
+            OSError: on every rank, where one could not write its part of a checkpoint.
+        """
+        weight, asked_to_stop, failed = self.world.sum(
+            self.objective.weight(batch), self.signals.received, self.checkpoints.failed
+        )
+        self.stopping = asked_to_stop > 0
+        if failed:
+            self.checkpoints.wait()
+        return round(weight) // self._readers
 
-    def _validate(self) -> None:
-        """Validation loss per language; a new best is saved at once."""
-        if not self.sets:
+    def _gradients(self, batch: Batch, divisor: int) -> tuple[float, float]:
+        """Make the clipped gradients; returns the loss, and the norm they had."""
+        part = accumulate_gradients(
+            self.replica.forward,
+            batch.split(self.config.train.micro_batch_size),
+            self.objective,
+            divisor=divisor,
+            dtype=self.replica.autocast_dtype,
+            context=self.replica.micro_batch,
+        )
+        grad_norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
+        [loss] = self.world.sum(part.item())
+        return loss / self._readers, grad_norm.item()
+
+    @property
+    def _readers(self) -> int:
+        """How many ranks read the same rows: those of tensor parallelism."""
+        return self.world.size // self.replica.data_size
+
+    def _forget_losses_of_other_data(self) -> None:
+        """Where the mixture changes, the loss does, and that is no spike."""
+        begin, end = self.state.data_position, self.state.data_position + self.batch_rows
+        for stage in self.config.data.stages:
+            if begin <= stage.start_tokens // self.config.data.seq_len < end:
+                self.state.recent_losses = []
+                self.guard.forget()
+
+    def _pass_over(self, verdict: Verdict, loss: float, grad_norm: float) -> None:
+        """Leave a bad batch behind, or go back to a checkpoint as well."""
+        self.optimizer.zero_grad(set_to_none=self.replica.strategy != "ddp")
+        step, position = self.state.step, self.state.data_position
+        first = position - self.batch_rows
+        objection = {"first": first, "rows": self.batch_rows, "why": verdict.reason}
+        self._write("skip", {"loss": str(loss), "grad_norm": str(grad_norm), **objection})
+        logger.info(
+            "step %d | passed over the batch at data position %d: %s (loss %.3f, grad norm %.2f)",
+            step, first, verdict.reason, loss, grad_norm,
+        )  # fmt: skip
+        if verdict.action is Action.SKIP:
             return
-        share = (self.replica.data_rank, self.replica.data_size)
+
+        if verdict.action is Action.GIVE_UP or not self.rewind():
+            raise TrainingError(
+                f"loss = {loss:.3f}, gradient norm = {grad_norm:.2f} at step {step} (data "
+                f"position {first}): {verdict.reason}, again and again; nothing was updated and "
+                "checkpoints are intact. Lower schedule.peak_rate, or look at those batches"
+            )
+        self.state.data_position = position
+        self._write("rewind", {"from": step, "to": self.state.step, "data_position": position})
+        logger.info(
+            "step %d | back to the checkpoint of step %d; the data goes on at position %d",
+            step, self.state.step, position,
+        )  # fmt: skip
+
+    # Checkpoints
+
+    def resume(self) -> None:
+        """Go on from the newest good checkpoint of the run, or begin as configured.
+
+        Raises:
+            CheckpointError: what is there is of another run, model, tokenizer or data.
+        """
+        start = resume.find_start(
+            self.config, self.state.data_fingerprint, self.world, set_aside=True
+        )
+        if start is not None:
+            self._restore(start.folder)
+            best = start.state.to_dict()["best"] or {}
+            # Another run's best is none of this one, and a best one may be gone.
+            if not (start.is_own and self.checkpoints.settle_best(best)):
+                self.state.best = None
+            if start.is_own:
+                self._saved_step = self.state.step
+        elif self.config.train.init_from is not None:
+            resume.load_initial_weights(self.config, self.model, self.tokenizer, self.world)
+
+    def rewind(self) -> bool:
+        """Put the run back to its newest checkpoint; false where there is none."""
+        self.checkpoints.wait()
+        found = resume.newest(self.run_dir, self.world, set_aside=True)
+        if found is None:
+            return False
+        best = self.state.best
+        self._restore(found[0])
+        self.state.best = best
+        self._saved_step = self.state.step
+        return True
+
+    def _restore(self, folder: Path) -> None:
+        """Put weights, optimizer and progress where `folder` has them."""
+        saved = self._load(folder)
+        if saved.dtype != self.state.dtype:
+            logger.warning(
+                "%s was trained in %s, this goes on in %s: not bitwise the same run",
+                folder, saved.dtype, self.state.dtype,
+            )  # fmt: skip
+        self.state = self.state.at(saved)
+        self.guard.forget()
+        self._batches = None
+
+    def _load(self, folder: Path) -> RunState:
+        """Weights and optimizer of `folder`, without what was gathered of the old."""
+        self.replica.reshard()
+        state = checkpoint.load(folder, self.model, self.optimizer, self.world)
+        return RunState.from_dict(state, f"checkpoint = {str(folder)!r}")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, in the background; at most one a step."""
+        if self._saved_step == self.state.step:
+            return
+        self.replica.reshard()
+        state = self.state.to_dict()
+        best = state["best"] or {}
+        self.checkpoints.save(self.state.step, self.model, self.optimizer, state, best)
+        self._saved_step = self.state.step
+
+    # What a user sees
+
+    def validate(self) -> None:
+        """Write the validation loss of each language; a new best is saved at once."""
+        if not self.validation:
+            return
         losses = validation_losses(
             self.model,
-            self.sets,
+            self.validation,
             self.device,
             self.replica.autocast_dtype,
-            share=share,
+            rank=self.replica.data_rank,
+            size=self.replica.data_size,
             world=self.world,
         )
         mean = sum(losses.values()) / len(losses)
         self._write("validation", {"loss": losses, "mean": mean})
-        self._say(
-            "validation | "
-            + " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-            + f" | mean {mean:.3f}"
-        )
-        if mean < self.best.get("mean", math.inf):
-            self.best = {"step": self.step, "mean": mean, "losses": losses}
-            self._save()
+        per_language = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+        logger.info("validation | %s | mean %.3f", per_language, mean)
 
-    def _save(self) -> None:
-        if self.saved_step == self.step:
-            return
-        state = {
-            "data_position": self.position,
-            "data_fingerprint": self.loader.fingerprint(),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "recent_losses": list(self.guard.losses),
-            "best": self.best,
-            "config": self.config.to_dict(),
-        }
-        self.replica.reshard()
-        self.checkpoints.save(self.step, self.model, self.optimizer, state, self.best)
-        self.saved_step = self.step
-
-    def _resume(self) -> None:
-        """Go on from the newest good checkpoint in `output_dir`, or branch from
-        `train.start_from`.
-        """
-        found = resume.newest(self.run_dir, self.world, set_aside=True)
-        if found is not None:
-            resume.check_same_run(*found, self.config.to_dict())
-            self._restore(found[0])
-            self.best, self.saved_step = self.checkpoints.settle_best(found[1]["best"]), self.step
-        elif self.config.train.start_from is not None:
-            self._restore(Path(self.config.train.start_from))
-
-    def _rewind(self) -> bool:
-        """Put weights, optimizer and step back to the newest checkpoint of this run;
-        false where there is none.
-        """
-        self.checkpoints.wait()
-        found = resume.newest(self.run_dir, self.world, set_aside=True)
-        if found is not None:
-            self._restore(found[0])
-            self.saved_step = self.step
-        return found is not None
-
-    def _restore(self, folder: Path) -> None:
-        """Weights, optimizer, step, data position and the guard's memory, if the data
-        is the same.
-        """
-        state = self._load(folder)
-        resume.check_same_data(folder, state, self.loader.fingerprint())
-        dtype = str(self.dtype).removeprefix("torch.")
-        if state["dtype"] != dtype and self.world.is_first:
-            warnings.warn(
-                f"{folder} was trained in {state['dtype']}, this goes on in {dtype}: not bitwise"
-                " the same run",
-                stacklevel=3,
-            )
-        self.guard.restore(state["recent_losses"])
-        self.step, self.position, self._batches = state["step"], state["data_position"], None
-
-    def _load(self, folder: Path) -> dict[str, Any]:
-        """Weights and optimizer of `folder`; what was gathered of the old weights is
-        dropped.
-        """
-        self.replica.reshard()
-        return checkpoint.load(folder, self.model, self.optimizer, self.world)
-
-    def _introduce(self) -> None:
-        train, count, ranks = self.config.train, self.config.model.num_parameters(), self.world.size
-        where = (
-            f"{self.device}"
-            if ranks == 1
-            else f"{ranks} x {self.device.type} ({self.replica.strategy})"
-        )
-        micro_batches = self.rows // train.micro_batch_size // self.replica.data_size
-        self._say(
-            f"{count:,} parameters in {str(self.dtype).removeprefix('torch.')} on {where};"
-            f" {train.steps} steps of {train.global_batch_tokens:,} tokens ="
-            f" {f'{self.replica.data_size} x ' if ranks > 1 else ''}{micro_batches} micro-batches"
-            f" of {train.micro_batch_size} x {self.config.data.seq_len}; into {self.run_dir}"
-        )
-        if self.step:
-            self._say(f"going on after step {self.step}")
+        if self.state.best is None or mean < self.state.best.mean:
+            self.state.best = Best(step=self.state.step, mean=mean, losses=losses)
+            self.save()
 
     def _sample(self) -> None:
-        """A continuation of every prompt, so that readers see what the loss means. All
-        ranks compute the same one together.
-        """
-        for number, prompt in enumerate(self.config.train.prompts):
-            ids = self.tokenizer.encode(prompt)[
-                : self.config.model.max_position_embeddings - self.config.train.sample_tokens
-            ]
-            # Compiled blocks are for training: the cache would make them anew for every
-            # layer and length.
-            with torch.compiler.set_stance("force_eager"):
-                out = generate(
-                    self.model, torch.tensor([ids], device=self.device), self.config.train.sample_tokens,
-                    temperature=0.7, top_p=0.95, seed=number, stop_ids=[self.tokenizer.eos_token_id],
-                )  # fmt: skip
-            text = self.tokenizer.decode(
-                [i for i in out[0].tolist() if i != self.tokenizer.eos_token_id]
-            )
+        """Continue every prompt, so that a reader sees what the loss means."""
+        for text in sample_texts(self.model, self.tokenizer, self.config):
             self._write("sample", {"text": text})
-            self._say(f"sample | {text}")
+            logger.info("sample | %s", text)
+
+    def _report(self, progress: Progress, values: dict[str, float]) -> None:
+        """Every `log_every` steps a line for the terminal and for the records.
+
+        The first steps have one on the terminal too: one sees at once that it works.
+        """
+        progress.count(values["loss"])
+        due = self._is_due(self.config.train.log_every)
+        if not due and progress.steps > FIRST_LINES:
+            return
+        values = values | progress.measure(self.state.step, self.device)
+        logger.info(progress.line(self.state.step, values))
+        if due:
+            self._write("train", {**values, "data_position": self.state.data_position})
 
     def _conclude(self) -> None:
-        """Load the best checkpoint back, say how far below the unigram each language
-        lies, and write.
-        """
-        if self.best:
-            self._load(self.run_dir / f"step-{self.best['step']:08d}")
-            self._say(
-                f"best checkpoint: step {self.best['step']}, mean validation loss"
-                f" {self.best['mean']:.3f} nats per token"
-            )
-            self._say("language   model  unigram   below")
-            for language, loss in self.best["losses"].items():
-                unigram_loss = self.sets[language].unigram_loss
-                self._say(
-                    f"{language:<8} {loss:>7.3f} {unigram_loss:>8.3f} {unigram_loss - loss:>7.3f}"
-                )
-            self._write(
-                "best",
-                {
-                    "loss": self.best["losses"],
-                    "unigram": {k: s.unigram_loss for k, s in self.sets.items()},
-                },
-            )
+        """Load the best checkpoint, hold it against the unigram model, and sample."""
+        best = self.state.best
+        if best is not None:
+            self._load(self.run_dir / f"step-{best.step:08d}")
+            unigram = {name: held_out.unigram_loss for name, held_out in self.validation.items()}
+            logger.info(best_table(best, unigram))
+            self._write("best", {"loss": best.losses, "unigram": unigram})
         self._sample()
-        epochs = self.loader.epochs(self.position)
-        self._say(
-            "epochs read: " + ", ".join(f"{name} {count:.1f}" for name, count in epochs.items())
-        )
+        epochs = self.loader.epochs(self.state.data_position)
+        logger.info("epochs read: %s", ", ".join(f"{k} {count:.1f}" for k, count in epochs.items()))
 
-    def _say(self, line: str) -> None:
-        if self.world.is_first:
-            print(line, flush=True)
+    def _every(self, steps: int, act: Callable[[], object]) -> None:
+        if self._is_due(steps):
+            act()
+
+    def _is_due(self, every: int) -> bool:
+        """Whether it is time: every so many steps, and after the last."""
+        return self.state.step % every == 0 or self.state.step == self.config.train.steps
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:
-        if self._log is not None:
-            self._log.write(self.step, kind, values)
+        self.log.write(self.state.step, kind, values)
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Records are open, and workers read ahead, inside the block."""
+        project, silent = self.config.train.wandb, not self.world.is_first
+        with RunLog.opened(self.run_dir, self.state.step, project, silent=silent) as self.log:
+            try:
+                yield
+            finally:
+                self._batches = None  # the last reference ends the workers
+                self.log = RunLog()

@@ -5,12 +5,7 @@ import math
 import pytest
 
 from slm2_minimal.config import ConfigError, ScheduleConfig
-from slm2_minimal.train.schedule import (
-    average_rate,
-    hybrid_constants,
-    learning_rate,
-    with_average_rate,
-)
+from slm2_minimal.train.schedule import average_lr, hybrid_constants, learning_rate, with_average_lr
 
 FULL = ScheduleConfig.preset("stablelm-2-1_6b")
 PLAIN = FULL.replace(cooldown_start=None, cooldown_steps=None)
@@ -83,12 +78,12 @@ def test_comparison_shapes() -> None:
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "cosine", "inverse_sqrt", "wsd", "constant"])
-def test_average_rates_can_be_matched(kind: str) -> None:
+def test_average_lrs_can_be_matched(kind: str) -> None:
     config = FULL.replace(
         kind=kind, warmup_steps=18, decay_steps=1080, cooldown_start=840, cooldown_steps=160
     )
-    matched = with_average_rate(config, 1000, target=4e-4)
-    assert average_rate(matched, 1000) == pytest.approx(4e-4, rel=1e-9)
+    matched = with_average_lr(config, 1000, target=4e-4)
+    assert average_lr(matched, 1000) == pytest.approx(4e-4, rel=1e-9)
     assert sum(learning_rate(step, matched) for step in range(1000)) / 1000 == pytest.approx(
         4e-4, rel=1e-9
     )

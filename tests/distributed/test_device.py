@@ -1,0 +1,42 @@
+"""Which device and format a run takes, and how fast this machine multiplies in it."""
+
+import pytest
+import torch
+
+from slm2_minimal.config import ConfigError
+from slm2_minimal.distributed import device as device_module
+from slm2_minimal.distributed.device import (
+    matmul_flops,
+    peak_flops,
+    peak_memory,
+    pick_device,
+    pick_dtype,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == CPU
+    with pytest.raises(ConfigError, match=r"train\.device = 'cuda'"):
+        pick_device("cuda")
+    assert pick_dtype("bfloat16", CPU) == torch.bfloat16
+    rates = {torch.float32: 100.0, torch.bfloat16: 700.0}
+    monkeypatch.setattr(device_module, "matmul_flops", lambda device, dtype: rates[dtype])
+    assert pick_dtype("auto", CPU) == torch.bfloat16
+    rates[torch.bfloat16] = 60.0
+    assert pick_dtype("auto", CPU) == torch.float32
+    assert peak_flops(CPU, torch.float32) == 100.0
+
+
+def test_matmul_flops_is_plausible() -> None:
+    assert 1e8 < matmul_flops(CPU, torch.float32, 128) < 1e15
+
+
+def test_peak_memory_counts_bytes() -> None:
+    before = peak_memory(torch.device("cpu"))
+    grown = bytearray(before + 64 * 2**20)  # more than was ever held
+    grown[::4096] = b"1" * len(grown[::4096])
+    assert peak_memory(torch.device("cpu")) >= before + 64 * 2**20
+    assert before > 50 * 2**20
