@@ -133,7 +133,7 @@ class Trainer:
                 self._conclude()
                 return
             logger.info(
-                "stopped after step %d; the same command goes on from there", self.state.step
+                f"stopped after step {self.state.step}; the same command goes on from there"
             )
 
     def train(self) -> None:
