@@ -9,7 +9,8 @@ import pytest
 from slm2_minimal.config import PRESET_DIR, DataError
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
-from slm2_minimal.text.tokenizer import SentencePieceTokenizer, load_tokenizer, train_sentencepiece
+from slm2_minimal.text.sentence_piece import train_sentencepiece
+from slm2_minimal.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 # SentencePiece models
 

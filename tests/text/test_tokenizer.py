@@ -14,7 +14,7 @@ import tiktoken.load
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slm2_minimal.text import tokenizer as module
+from slm2_minimal.text import arcade as module
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer, Tokenizer
 
