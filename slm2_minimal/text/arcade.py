@@ -62,8 +62,10 @@ class Arcade100k(Tokenizer):
     special_tokens = ARCADE_SPECIAL
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
-        tables = {"mergeable_ranks": ranks, "special_tokens": self.special_tokens}
-        self.encoding = _Encoding(self.name, pat_str=self.pattern, **tables)
+        special = self.special_tokens
+        self.encoding = _Encoding(
+            self.name, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=special
+        )
         self.vocab_size = self.encoding.n_vocab
         self.eos_token_id = self.special_tokens[END_OF_TEXT]
         self.fingerprint = RANKS_SHA256[:16]
@@ -150,7 +152,7 @@ class _Encoding(tiktoken.Encoding):
 
 
 def _may_have_long_run(text: str) -> bool:
-    """Whether a sample of the characters, which costs little, has 100 blanks in a row."""
+    """Whether a sample of the characters has a hundred blanks in a row; it is cheap."""
     if len(text) < MAX_RUN:
         return False
     return re.search(rf"{_BLANK}{{100}}", text[:: MAX_RUN // 100]) is not None

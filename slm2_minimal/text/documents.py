@@ -48,7 +48,7 @@ def is_validation(document_id: str, percent: int) -> bool:
 
 
 def well_formed(text: str) -> str:
-    """The text with U+FFFD for every half of a surrogate pair, which no file can hold."""
+    """The text with U+FFFD for each half of a surrogate pair; no file can hold one."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
