@@ -15,7 +15,7 @@ import torch
 
 from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
 from slm2_minimal.data.loader import Loader
-from slm2_minimal.data.training_data import assemble, fitting_tokenizer
+from slm2_minimal.data.training_data import fitting_tokenizer, open_training_data
 from slm2_minimal.distributed import checkpoint
 from slm2_minimal.distributed.parallel import resolve
 from slm2_minimal.distributed.world import World
@@ -135,9 +135,9 @@ def _data(config: RunConfig, gpus: int) -> tuple[Loader, list[str]]:
             f"data.prepared is not set: each of {gpus} processes would tokenise all of the text and"
             " hold it in memory; name a folder that all nodes see, and run slm2 prepare"
         )
-    loader = assemble(data.replace(verify="sizes"), tokenizer).loader
+    loader = open_training_data(data.replace(verify="sizes"), tokenizer).loader
     positions = train.steps * train.global_batch_tokens // data.seq_len
-    loader.mixture.check(positions)
+    loader.mixture.check_epochs(positions)
     epochs = ", ".join(f"{name} {count:.2f}" for name, count in loader.epochs(positions).items())
     return loader, [
         (

@@ -19,7 +19,7 @@ import torch
 
 from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.data.loader import Batch
-from slm2_minimal.data.training_data import assemble, fitting_tokenizer
+from slm2_minimal.data.training_data import fitting_tokenizer, open_training_data
 from slm2_minimal.distributed import checkpoint
 from slm2_minimal.distributed.device import (
     peak_memory,
@@ -77,7 +77,7 @@ class Trainer:
             raise ConfigError(
                 "train.prompts: one of them is empty; give it a word to go on from, or leave it out"
             )
-        data = assemble(config.data, self.tokenizer)
+        data = open_training_data(config.data, self.tokenizer)
         self.loader = data.loader
         rows = max(
             config.train.micro_batch_size, 4096 // config.data.seq_len
@@ -91,7 +91,7 @@ class Trainer:
         }
         self.rows = config.train.global_batch_tokens // config.data.seq_len
         self._stages = [stage.start_tokens // config.data.seq_len for stage in config.data.stages]
-        self.loader.mixture.check(config.train.steps * self.rows)
+        self.loader.mixture.check_epochs(config.train.steps * self.rows)
         self.replica = parallelize(config, self.world, self.dtype)
         self.model = self.replica.model
         if self.rows % (self.replica.data_size * config.train.micro_batch_size):

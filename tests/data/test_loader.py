@@ -208,9 +208,9 @@ def test_a_source_is_exhausted_where_its_epochs_end() -> None:
         match=rf"^data\.sources\.c\.max_epochs = 3: .* exhaust them at position {turns[6]}; raise ",
     ):
         loader.locate(turns[6])
-    loader.mixture.check(turns[6])
+    loader.mixture.check_epochs(turns[6])
     with pytest.raises(DataError, match=r"^data\.sources\.c\.max_epochs = 3"):
-        loader.mixture.check(turns[6] + 1)
+        loader.mixture.check_epochs(turns[6] + 1)
 
 
 def test_a_subset_is_a_fixed_random_part() -> None:

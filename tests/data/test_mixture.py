@@ -12,13 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slm2_minimal.data.mixture import (
-    DENOMINATOR,
-    MAX_PERIOD,
-    QuotaSchedule,
-    integer_weights,
-    temperature_shares,
-)
+from slm2_minimal.data.mixture import DENOMINATOR, integer_weights, temperature_shares
+from slm2_minimal.data.quota import MAX_PERIOD, QuotaSchedule
 from tests.complaints import data_error as complaint
 from tests.data.table_1 import EXACT, PRINTED, TABLE_1
 

@@ -10,7 +10,7 @@ import torch
 
 from slm2_minimal.config import ConfigError, DataConfig, ModelConfig, OptimizerConfig
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.data.training_data import assemble
+from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.distributed import device as device_module
 from slm2_minimal.distributed.device import matmul_rate, peak_rate, pick_device, pick_dtype
 from slm2_minimal.evaluate import validation
@@ -167,7 +167,7 @@ def test_a_long_held_out_text_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_tiny_presets_held_out_text_is_read_whole(tiny: SentencePieceTokenizer) -> None:
     data = DataConfig.preset("tiny")
-    for stream in assemble(data, tiny).held_out.values():
+    for stream in open_training_data(data, tiny).held_out.values():
         held_out = ValidationSet.build(stream, np.ones(1024, dtype=np.int64), data.seq_len, rows=16)
         ids = torch.cat([batch.input_ids.flatten() for batch in held_out.batches()])
         assert ids[: len(stream.tokens)].tolist() == stream.tokens.tolist()
