@@ -287,6 +287,17 @@ def test_the_fingerprint_is_the_same_for_the_same_data() -> None:
     assert len(BASE) == 16
 
 
+def test_the_fingerprint_of_an_old_run_is_still_its_fingerprint() -> None:
+    """Or its checkpoints would be refused: these two are from before a renaming."""
+    streams = {
+        "a": TokenStream.from_documents([range(1, 60), [7, 8]], 0),
+        "b": TokenStream.from_documents([range(1, 20)], 0),
+    }
+    assert Loader(streams, {"a": 3, "b": 1}, 8, 7).fingerprint() == "1ad8f31bd0636a58"
+    staged = Loader(streams, {"a": 0.75, "b": 0.25}, 8, 7, stages={16: {"b": 2}}, subset={"a": 0.5})
+    assert staged.fingerprint() == "618720967d2fc780"
+
+
 STREAMS = {name: stream(length, 1000 * i + 1) for i, (name, length) in enumerate(LENGTHS.items())}
 
 
