@@ -53,9 +53,7 @@ class Batch:
 
     @property
     def attention_ids(self) -> Int[Tensor, "B T"] | None:
-        """`document_ids` for the model; None where every row is one document, so that
-        attention needs no mask and is faster.
-        """
+        """`document_ids`, or None where no row needs a mask: attention is faster."""
         one_document_a_row = (self.document_ids[:, 0] == self.document_ids[:, -1]).all()
         return None if one_document_a_row else self.document_ids
 
@@ -94,12 +92,8 @@ class Loader:
         max_epochs: Mapping[str, float] | None = None,
         subset: Mapping[str, float] | None = None,
     ) -> None:
-        """`weights` are those of `data.mixture.integer_weights`; `stages` change them
-        from a position on; caps and subsets are by source.
-
-        Raises:
-            DataError: a source without any tokens, or weights, stages, caps or subsets
-            that cannot be.
+        """`weights` are those of `integer_weights`; `stages` change them from a
+        position on. Raises DataError for a source without tokens, and as `Mixture`.
         """
         self.names = list(streams)
         self.streams = list(streams.values())
@@ -139,10 +133,8 @@ class Loader:
     def batch(self, position: int, sequences: int, rank: int = 0, world_size: int = 1) -> Batch:
         """This rank's share of the global batch of `sequences` at `position`.
 
-        The ranks' shares follow each other in rank order.
-
-        Raises:
-            DataError: the sequences do not divide among the ranks.
+        The shares follow each other in rank order. Raises DataError where the sequences
+        do not divide among the ranks.
         """
         if sequences % world_size:
             raise DataError(
@@ -194,7 +186,7 @@ class Loader:
 
 @dataclass
 class _BatchAt(Dataset[Batch]):
-    """A loader as the data set of torch's worker processes: position -> batch."""
+    """A loader as the data set of torch's worker processes: position to batch."""
 
     loader: Loader
     sequences: int

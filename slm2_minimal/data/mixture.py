@@ -45,13 +45,13 @@ def integer_weights(weights: Mapping[str, float], denominator: int = DENOMINATOR
     if abs(total - 1) > Fraction(1, 1000):
         raise DataError(
             f"weights = {len(shares)} shares with sum {float(total):.6g}: shares must sum to 1"
-            " within 0.001; divide each by their sum, or give integers, which are parts of"
-            " their sum"
+            " within 0.001; divide each by their sum, or give integers as parts"
         )
     if len(shares) > denominator:
+        needed = len(shares)
         raise DataError(
-            f"denominator = {denominator}: each of {len(shares)} sources needs a part; raise it to"
-            f" {len(shares)} or more"
+            f"denominator = {denominator}: each of {needed} sources needs a part; raise it to"
+            f" {needed} or more"
         )
     return _apportion(shares, denominator)
 
@@ -87,10 +87,8 @@ def temperature_shares(sizes: Mapping[str, float], temperature: float) -> dict[s
         is not positive.
     """
     if not isinstance(temperature, numbers.Real) or not temperature > 0:
-        raise DataError(
-            f"temperature = {temperature!r}: must be positive; 1 is proportional to size, inf the"
-            " same share for all"
-        )
+        remedy = "1 is proportional to size, inf the same share for all"
+        raise DataError(f"temperature = {temperature!r}: must be positive; {remedy}")
     if not sizes:
         raise DataError("sizes = {}: nothing to share among; name at least one source")
     _check_positive("sizes", sizes, "leave out a source without text")
@@ -178,9 +176,8 @@ class Mixture:
         """One count of sequences, cap (None for no cap) and subset in (0, 1] per
         source; without them, no caps and all of the text.
 
-        Raises DataError for a source without sequences, a cap or subset that cannot be,
-        and stages that do not start at 0, do not increase, have no weights, or leave a
-        source out of all of them.
+        Raises DataError for a source without sequences or without a weight in any
+        stage, a cap or subset that cannot be, and stages that are not in order.
         """
         self.names = tuple(names)
         self.stages = _checked_stages(stages, names)
@@ -214,18 +211,14 @@ class Mixture:
         return self._stage_at(position).taken(position)
 
     def epochs(self, position: int) -> dict[str, float]:
-        """How often the usable sequences of each source have been read through by the
-        time `position` is reached.
-        """
+        """How often each source's usable sequences were read before `position`."""
         per_source = zip(self.names, self.taken(position).tolist(), self.usable, strict=True)
         return {name: turns / usable for name, turns, usable in per_source}
 
     def check_epochs(self, positions: int) -> None:
-        """Make sure that a run of so many sequences reads no source more often than its
-        `max_epochs` allows.
+        """Refuse a run of so many sequences that exceeds a source's `max_epochs`.
 
-        Raises DataError, which names the source that is exhausted first and the first
-        position that could not be read.
+        The DataError names the source that is exhausted first, and where.
         """
         turns = self.taken(positions).tolist()
         over = [source for source, limit in enumerate(self.limits) if turns[source] > limit]
@@ -238,9 +231,7 @@ class Mixture:
         return self._scheduled[bisect_right(self._starts, position) - 1]
 
     def _exhausted_at(self, source: int) -> int:
-        """The first position at which `source` would have a turn past its cap; there
-        must be one.
-        """
+        """The position of the first turn of `source` past its cap, if it has one."""
         turn = int(self.limits[source])
         before = [int(stage.before[source]) for stage in self._scheduled]
         return self._scheduled[bisect_right(before, turn) - 1].position(source, turn)
@@ -285,14 +276,10 @@ class _Scheduled:
 
 
 def _checked_stages(stages: Sequence[WeightStage], names: Sequence[str]) -> tuple[WeightStage, ...]:
-    """The stages with their weights divided by their common factor, which does not
-    change the order.
-    """
+    """The stages, the weights of each divided by their common factor."""
     if not names or not stages:
-        raise DataError(
-            f"data = {len(names)} sources in {len(stages)} stages: nothing to blend; name at least"
-            " one of each"
-        )
+        numbers_of = f"{len(names)} sources in {len(stages)} stages"
+        raise DataError(f"data = {numbers_of}: nothing to blend; name at least one of each")
     reduced: list[WeightStage] = []
     for number, stage in enumerate(stages):
         start = operator.index(stage.start)
@@ -301,17 +288,13 @@ def _checked_stages(stages: Sequence[WeightStage], names: Sequence[str]) -> tupl
             raise DataError(f"{where}: the first stage must start at position 0; put one before it")
         if reduced and start <= reduced[-1].start:
             before = reduced[-1].start
-            raise DataError(
-                f"{where}: must lie after {before}, the start before it; sort the stages"
-            )
+            raise DataError(f"{where}: must lie after {before}, the one before; sort the stages")
         reduced.append(WeightStage(start, _reduced(stage.weights, names, number)))
 
     for source, name in enumerate(names):
         if not any(stage.weights[source] for stage in reduced):
-            raise DataError(
-                f"data.sources.{name}: has weight 0 in every stage; give it a weight in one, or"
-                " remove the source"
-            )
+            remedy = "give it a weight in one, or remove the source"
+            raise DataError(f"data.sources.{name}: has weight 0 in every stage; {remedy}")
     return tuple(reduced)
 
 
@@ -319,16 +302,12 @@ def _reduced(weights: Sequence[int], names: Sequence[str], number: int) -> tuple
     """The weights of stage `number`, divided by their common factor."""
     where = f"data.stages[{number}].weights"
     if len(weights) != len(names):
-        raise DataError(
-            f"{where} = {len(weights)} numbers: must be one for each of {len(names)} sources; 0"
-            " leaves one out"
-        )
+        expected = f"one for each of {len(names)} sources"
+        raise DataError(f"{where} = {len(weights)} numbers: must be {expected}; 0 leaves one out")
     for name, weight in zip(names, weights, strict=True):
         if not isinstance(weight, numbers.Integral) or weight < 0:
-            raise DataError(
-                f"{where}.{name} = {weight!r}: must be an integer, 0 or more; WeightStage.named"
-                " takes shares"
-            )
+            remedy = "WeightStage.named takes shares"
+            raise DataError(f"{where}.{name} = {weight!r}: must be an integer, 0 or more; {remedy}")
     if not any(weights):
         raise DataError(f"{where} = all 0: nothing to read; give at least one source a weight")
     common = math.gcd(*map(int, weights))
@@ -342,10 +321,8 @@ def _usable(name: str, count: int, subset: float) -> int:
             " and data.validation_percent"
         )
     if not 0 < subset <= 1:
-        raise DataError(
-            f"data.sources.{name}.subset = {subset}: must lie above 0 and not above 1; 1 reads all"
-            " of the text"
-        )
+        where = f"data.sources.{name}.subset = {subset}"
+        raise DataError(f"{where}: must lie above 0 and not above 1; 1 reads all of the text")
     return math.ceil(_exact(subset) * count)
 
 
@@ -353,8 +330,6 @@ def _limit(name: str, usable: int, max_epochs: float | None) -> float:
     if max_epochs is None or max_epochs == math.inf:
         return math.inf
     if not max_epochs > 0:
-        raise DataError(
-            f"data.sources.{name}.max_epochs = {max_epochs}: must be positive; leave it out for"
-            " no cap"
-        )
+        where = f"data.sources.{name}.max_epochs = {max_epochs}"
+        raise DataError(f"{where}: must be positive; leave it out for no cap")
     return math.floor(_exact(max_epochs) * usable)

@@ -27,14 +27,14 @@ class PackedSequence(NamedTuple):
 
 
 class Stream(Protocol):
-    """One source of sequences: a `TokenStream` or a `data.shards.ShardedStream`."""
+    """A source of sequences: a `TokenStream`, or a `data.shards.ShardedStream`."""
 
     @property
     def num_tokens(self) -> int:
         """How many tokens it has, ends of text included."""
 
     def num_sequences(self, seq_len: int) -> int:
-        """How many sequences of `seq_len` it gives."""
+        """How many sequences of `seq_len` it gives, the last one padded."""
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
         """The one at `index`. Raises IndexError where there is none."""
@@ -44,7 +44,7 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True)
-class TokenStream:
+class TokenStream(Stream):
     """Documents laid end to end: all tokens, and where each document starts.
 
     Token ids are uint32, since a vocabulary of 100,352 does not fit 16 bits. The arrays
@@ -76,9 +76,7 @@ class TokenStream:
     def from_lengths(
         cls, tokens: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " documents"], eos: int
     ) -> "TokenStream":
-        """Documents that lie end to end already, of so many tokens each, `eos`
-        included.
-        """
+        """Documents that lie end to end already; a length includes the `eos`."""
         return cls(tokens, np.cumsum(lengths) - lengths, eos)
 
     @classmethod
@@ -99,11 +97,9 @@ class TokenStream:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens it has, ends of text included."""
         return len(self.tokens)
 
     def num_sequences(self, seq_len: int) -> int:
-        """How many sequences of `seq_len` it gives, the last one padded."""
         return -(-self.num_tokens // seq_len)
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
@@ -137,7 +133,6 @@ class TokenStream:
         return PackedSequence(input_ids, labels, restarting_positions(document_ids), document_ids)
 
     def digest(self) -> str:
-        """A SHA-256 of tokens and document starts."""
         digest = hashlib.sha256(np.ascontiguousarray(self.tokens).data)
         digest.update(np.ascontiguousarray(self.starts).data)
         return digest.hexdigest()

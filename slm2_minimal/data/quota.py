@@ -22,32 +22,28 @@ MAX_PERIOD = 1_000_000  # positions tabulated, about a second and 12 MB
 
 
 class QuotaSchedule:
-    """Which source, and which of its sequences, stands at any position of an endless
-    order.
+    """Which source, and which of its sequences, stands at any position.
 
-    The order repeats every P = sum(weights) positions, where each source has been taken
-    exactly its weight's number of times. One period is tabulated, so any position is
-    answered at once, without replay.
+    The order is endless. It repeats every P = sum(weights) positions, in which each
+    source is taken exactly its weight's number of times. One period is tabulated, so
+    any position is answered at once, without replay.
     """
 
     def __init__(self, weights: Sequence[int]) -> None:
-        """Raises DataError for no weights, weights that are not positive integers, or a
-        sum too large to tabulate.
-        """
+        """Raises DataError for weights that are no positive integers or too large."""
         for index, weight in enumerate(weights):
             if not isinstance(weight, int | np.integer) or weight <= 0:
+                where = f"weights[{index}] = {weight!r}"
                 raise DataError(
-                    f"weights[{index}] = {weight!r}: must be a positive integer; scale shares by a"
-                    " common factor"
+                    f"{where}: must be a positive integer; scale shares by a common factor"
                 )
         common = math.gcd(*map(int, weights)) or 1
         self.weights = [int(weight) // common for weight in weights]
         self.period = sum(self.weights)
         if not 0 < self.period <= MAX_PERIOD:
             raise DataError(
-                f"weights = {len(weights)} numbers with sum {sum(weights)}: the sum must lie"
-                f" between 1 and {MAX_PERIOD:,}; name at least one source, and round the weights to"
-                " fewer digits"
+                f"weights = {len(weights)} numbers with sum {sum(weights)}: must be 1 to"
+                f" {MAX_PERIOD:,}; name at least one source, or round the weights to fewer digits"
             )
 
         # turns[p]: how often the source at p has had its turn before, in this period

@@ -65,9 +65,7 @@ def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _mapped(folder: str, files: tuple[str, str], eos: int, digest: str) -> TokenStream:
-    """A shard's files as one stream; the digest tells it from another one that has been
-    written under the same name since.
-    """
+    """A shard as a stream; the digest tells it from a later one of the same name."""
     tokens, starts = (_load_mapped(Path(folder, name)) for name in files)
     return TokenStream(tokens, starts, eos)
 
@@ -76,12 +74,11 @@ def _load_mapped(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
-class ShardedStream:
-    """A source on disk as one stream of sequences. It holds names and sizes; the shards
-    are mapped when they are read.
+class ShardedStream(Stream):
+    """A source on disk as one stream of sequences.
 
-    Sequences do not cross from one shard to the next, so the last one of every shard is
-    padded.
+    It holds names and sizes; the shards are mapped when they are read. Sequences do not
+    cross from one shard to the next, so the last one of every shard is padded.
     """
 
     def __init__(self, folder: Path, shards: Iterable[Shard], eos: int) -> None:
@@ -92,15 +89,12 @@ class ShardedStream:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens it has, ends of text included."""
         return sum(shard.tokens for shard in self.shards)
 
     def num_sequences(self, seq_len: int) -> int:
-        """How many sequences of `seq_len` it gives."""
         return int(self._ends(seq_len)[-1]) if self.shards else 0
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
-        """The sequence at `index`, cut from its shard."""
         if not 0 <= index < self.num_sequences(seq_len):
             raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
         ends = self._ends(seq_len)
@@ -111,7 +105,6 @@ class ShardedStream:
         return stream.sequence(index - before, seq_len)
 
     def digest(self) -> str:
-        """A digest of the shards' digests."""
         content = json.dumps([asdict(shard) for shard in self.shards], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -218,10 +211,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, shards: Iterable[Shard], *, every_byte: bool) -> None:
-    """Hold the files against the manifest, on all cores.
+    """Hold the files against the manifest: type, length, with `every_byte` digests.
 
-    Checks presence, type and length, and with `every_byte` their digests. Raises a
-    DataError that names the first file that is not as it was written.
+    Works on all cores. Raises DataError for the first that is not as it was written.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for complaint in pool.map(lambda shard: _complaint(folder, shard, every_byte), shards):

@@ -18,7 +18,7 @@ import tiktoken.load
 from jaxtyping import Int64, UInt32
 
 from slm2_minimal.config import DataError
-from slm2_minimal.text.interface import Tokenizer
+from slm2_minimal.text.interface import UNKNOWN, Tokenizer
 
 RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
@@ -102,7 +102,7 @@ class Arcade100k(Tokenizer):
         try:
             return self.encoding.decode_single_token_bytes(token_id)
         except (KeyError, OverflowError):
-            return "\N{REPLACEMENT CHARACTER}".encode()
+            return UNKNOWN
 
     def _encode_nfc(self, text: str, allow_special: bool = False) -> list[int]:
         if allow_special:

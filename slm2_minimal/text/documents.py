@@ -23,6 +23,7 @@ from slm2_minimal.config import DataError, MissingExtraError
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SUFFIXES_IN_WORDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 MAX_LINE_BYTES = 64 * 2**20  # no document is longer; such a line is never held in memory
+CONVERT = "convert the file, for example with iconv"
 # owner/name or owner/name:configuration
 HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?(:[^/:]+)?", re.ASCII)
 
@@ -98,10 +99,8 @@ class DocumentReader:
                 for number, line in enumerate(_lines(file), 1):
                     yield from self._json_line(line, f"{path}:{number}", f"{stem}-{number}")
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: cannot be read after line {number} ({error});"
-                " check or copy the file again"
-            ) from None
+            where = f"{path}: cannot be read after line {number} ({error})"
+            raise DataError(f"{where}; check or copy the file again") from None
 
     def _file(self, path: Path, stem: str) -> Iterator[Document]:
         if path.name.endswith(".parquet"):
@@ -117,8 +116,7 @@ class DocumentReader:
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            remedy = "convert the file, for example with iconv"
-            self._skip("not UTF-8", f"{path}: byte {error.start} is not UTF-8; {remedy}")
+            self._skip("not UTF-8", f"{path}: byte {error.start} is not UTF-8; {CONVERT}")
         except OSError as error:
             raise _damaged(path, error) from None
         else:
@@ -136,8 +134,7 @@ class DocumentReader:
         try:
             record = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError:
-            remedy = "convert the file, for example with iconv"
-            self._skip("not UTF-8", f"{where}: not UTF-8; {remedy}")
+            self._skip("not UTF-8", f"{where}: not UTF-8; {CONVERT}")
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", "nested too deeply, or a number of too many digits")
             self._skip("not JSON", f"{where}: not JSON ({reason}); every line must be one object")

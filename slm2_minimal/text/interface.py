@@ -17,6 +17,8 @@ from jaxtyping import Int64, UInt32
 # their own: no piece of either tokenizer spans such a place.
 _SAFE_CUT = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
 
+UNKNOWN = "\N{REPLACEMENT CHARACTER}".encode()  # the bytes of an id without a meaning
+
 
 class Tokenizer(ABC):
     """Text to ids and back. Ids are plain integers below `vocab_size`."""

@@ -12,16 +12,13 @@ import sentencepiece
 from slm2_minimal.config import DataError
 from slm2_minimal.files import whole_file
 from slm2_minimal.text.documents import well_formed
-from slm2_minimal.text.interface import Tokenizer
+from slm2_minimal.text.interface import UNKNOWN, Tokenizer
 
 SPACE_SYMBOL = "\u2581"  # how SentencePiece writes a space
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model as `train_sentencepiece` makes them.
-
-    Its special tokens are the control symbols, such as the end of text "</s>".
-    """
+    """A SentencePiece model; its special tokens are the control symbols."""
 
     def __init__(self, model: bytes, name: str) -> None:
         """Raises RuntimeError for bytes that are no model."""
@@ -54,7 +51,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size or self.processor.is_unknown(token_id):
-            return "\N{REPLACEMENT CHARACTER}".encode()
+            return UNKNOWN
         if self.processor.is_control(token_id):
             return b""
         piece = self.processor.id_to_piece(token_id)
