@@ -24,8 +24,12 @@ from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import ShardedStream, write_shard
 
-STEP_SECONDS, SEQUENCES, SEQ_LEN, STEPS = 1.065, 4, 4096, 200
+STEP_SECONDS = 1.065
+STEPS = 200
+SEQUENCES = 4  # a step
+SEQ_LEN = 4096
 SHARD_TOKENS = 50_000_000
+EOS = 100_257
 
 
 def write_source(folder: Path, name: str, shards: int) -> ShardedStream:
@@ -36,10 +40,9 @@ def write_source(folder: Path, name: str, shards: int) -> ShardedStream:
         ends = np.cumsum(rng.integers(50, 2_000, size=SHARD_TOKENS // 1_000))
         starts = np.concatenate([[0], ends[ends < SHARD_TOKENS]]).astype(np.int64)
         tokens = rng.integers(0, 100_256, size=SHARD_TOKENS, dtype=np.uint32)
-        written.append(
-            write_shard(folder, f"{name}-{number:06d}", TokenStream(tokens, starts, 100_257))
-        )
-    return ShardedStream(folder, written, 100_257)
+        stream = TokenStream(tokens, starts, EOS)
+        written.append(write_shard(folder, f"{name}-{number:06d}", stream))
+    return ShardedStream(folder, written, EOS)
 
 
 def drop_cache(folder: Path) -> None:
@@ -73,23 +76,24 @@ def main() -> None:
         shards = max(1, round(options.gigabytes * 1e9 / (4 * SHARD_TOKENS) / 2))
         streams = {name: write_source(folder, name, shards) for name in ("a", "b")}
         loader = Loader(streams, {"a": 3, "b": 1}, SEQ_LEN, 1234)
+        print(f"{sum(loader.counts):,} sequences of {SEQ_LEN}; {SEQUENCES} a step; {STEPS} steps")
+
         drop_cache(folder)
-        rows = {
-            "first pass, after dropping the cache": per_step(
-                lambda step: loader.batch(step * SEQUENCES, SEQUENCES)
-            )
-        }
-        rows["again"] = per_step(lambda step: loader.batch(step * SEQUENCES, SEQUENCES))
+        for name in ("first pass, after dropping the cache", "again"):
+            report(name, per_step(lambda step: loader.batch(step * SEQUENCES, SEQUENCES)))
+
         ahead = loader.batches(0, SEQUENCES, workers=2)
         next(ahead)
-        rows["waiting for 2 worker processes"] = per_step(lambda step: next(ahead), pause=0.1)
-        print(f"{sum(loader.counts):,} sequences of {SEQ_LEN}; {SEQUENCES} a step; {STEPS} steps")
-        for name, seconds in rows.items():
-            median, worst = statistics.median(seconds), max(seconds)
-            print(
-                f"{name:38} median {median * 1e3:6.2f} ms ({median / STEP_SECONDS:.2%} of a step),"
-                f" worst {worst * 1e3:6.2f} ms"
-            )
+        report("waiting for 2 worker processes", per_step(lambda step: next(ahead), pause=0.1))
+
+
+def report(name: str, seconds: list[float]) -> None:
+    """One line: the median and the worst of some steps."""
+    median = statistics.median(seconds)
+    print(
+        f"{name:38} median {median * 1e3:6.2f} ms ({median / STEP_SECONDS:.2%} of a step),"
+        f" worst {max(seconds) * 1e3:6.2f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -117,9 +117,16 @@ def test_a_wrong_figure_is_found(name: str, changes: dict[str, float], found: li
 
 def test_shares_by_category() -> None:
     assert {category: round(100 * share, 2) for category, share in shares("category").items()} == {
-        "Web": 74.95, "Code": 7.24, "Academic": 5.30, "Wiki": 3.63, "Social": 2.49, "Math": 2.09, "Law": 1.74, "Books": 1.55,
+        "Web": 74.95,
+        "Code": 7.24,
+        "Academic": 5.30,
+        "Wiki": 3.63,
+        "Social": 2.49,
+        "Math": 2.09,
+        "Law": 1.74,
+        "Books": 1.55,
         "Instruction": 1.02,
-    }  # fmt: skip
+    }
     assert list(shares("category"))[:2] == ["Web", "Code"], "the largest first"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from slm2_minimal.config import RunConfig
-from slm2_minimal.data.training_data import assemble
+from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.evaluate.validation import ValidationSet, validation_losses
 from slm2_minimal.text.corpus import LANGUAGES
 from slm2_minimal.text.tokenizer import load_tokenizer
@@ -40,7 +40,9 @@ def validation_sets() -> dict[str, ValidationSet]:
     trains on.
     """
     config = RunConfig.preset("tiny")
-    data = assemble(config.data, load_tokenizer(config.data.tokenizer))
+    data = open_training_data(
+        config.data, load_tokenizer(config.data.tokenizer)
+    )
     return {
         name: ValidationSet.build(
             data.held_out[name],

@@ -14,7 +14,7 @@ from typing import Any
 
 from common import TOY, train_toy, validation_sets
 from slm2_minimal.config import RunConfig
-from slm2_minimal.data.training_data import assemble
+from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.teach import save_record
 from slm2_minimal.text.tokenizer import load_tokenizer
 
@@ -56,7 +56,9 @@ def schedule(steps: int) -> dict[str, int]:
 def epochs(share: int, steps: int) -> dict[str, float]:
     """How often each source has been read at the end of a run."""
     config = RunConfig.load("tiny", TOY | {"data.sources": sources(share)})
-    loader = assemble(config.data, load_tokenizer(config.data.tokenizer)).loader
+    loader = open_training_data(
+        config.data, load_tokenizer(config.data.tokenizer)
+    ).loader
     position = steps * config.train.global_batch_tokens // config.data.seq_len
     return {
         name: round(times, 3) for name, times in loader.epochs(position).items()

@@ -7,7 +7,8 @@ python book/experiments/tiny_tokenizer.py
 from slm2_minimal.config import PRESET_DIR, RunConfig
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
-from slm2_minimal.text.tokenizer import load_tokenizer, train_sentencepiece
+from slm2_minimal.text.sentence_piece import train_sentencepiece
+from slm2_minimal.text.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
     config = RunConfig.preset("tiny")

@@ -12,8 +12,9 @@ import functools
 import hashlib
 import itertools
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +23,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from slm2_minimal.config import IGNORE, DataError
-from slm2_minimal.data.mixture import Mixture, Stage
+from slm2_minimal.data.mixture import Mixture, WeightStage
 from slm2_minimal.data.packing import PackedSequence, Stream
 from slm2_minimal.data.shuffle import Permutation
 
-SUBSET = (
-    2**32
-)  # stands where an epoch's number stands in a permutation's key: which sequences a subset has
-AHEAD = 4  # batches that a worker process reads in advance
+SUBSET = 2**32  # in the key of a permutation, in place of an epoch: which sequences are usable
+BATCHES_AHEAD = 4  # that a worker process reads in advance
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,10 @@ class Batch:
     document_ids: Int[Tensor, "B T"]
 
     @classmethod
-    def stack(cls, rows: list[PackedSequence]) -> "Batch":
-        """Rows of equal length as one batch."""
-        names = ("input_ids", "labels", "position_ids", "document_ids")
-        return cls(
-            *(torch.from_numpy(np.stack([getattr(row, name) for row in rows])) for name in names)
-        )
+    def stack(cls, sequences: Sequence[PackedSequence]) -> "Batch":
+        """Sequences of equal length, each as a row."""
+        columns = zip(*sequences, strict=True)
+        return cls(*(torch.from_numpy(np.stack(column)) for column in columns))
 
     @property
     def valid_tokens(self) -> int:
@@ -56,34 +53,29 @@ class Batch:
 
     @property
     def attention_ids(self) -> Int[Tensor, "B T"] | None:
-        """`document_ids` for the model; None where every row is one document, so that
-        attention needs no mask and is faster.
-        """
-        return (
-            None
-            if bool((self.document_ids[:, 0] == self.document_ids[:, -1]).all())
-            else self.document_ids
-        )
+        """`document_ids`, or None where no row needs a mask: attention is faster."""
+        one_document_a_row = (self.document_ids[:, 0] == self.document_ids[:, -1]).all()
+        return None if one_document_a_row else self.document_ids
 
     def split(self, rows: int) -> list["Batch"]:
         """Micro-batches of `rows` rows."""
-        parts = zip(
-            *(
-                tensor.split(rows)
-                for tensor in (self.input_ids, self.labels, self.position_ids, self.document_ids)
-            ),
-            strict=True,
-        )
+        parts = zip(*(tensor.split(rows) for tensor in self._tensors()), strict=True)
         return [Batch(*part) for part in parts]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(
-            *(
-                t.to(device, non_blocking=True)
-                for t in (self.input_ids, self.labels, self.position_ids, self.document_ids)
-            )
-        )
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.input_ids, self.labels, self.position_ids, self.document_ids
+
+
+class Location(NamedTuple):
+    """A sequence of a source, read for the `epoch`-th time; all count from 0."""
+
+    source: int
+    epoch: int
+    sequence: int
 
 
 class Loader:
@@ -100,59 +92,49 @@ class Loader:
         max_epochs: Mapping[str, float] | None = None,
         subset: Mapping[str, float] | None = None,
     ) -> None:
-        """`weights` are those of `data.mixture.integer_weights`; `stages` change them
-        from a position on; caps and subsets are by source.
-
-        Raises:
-            DataError: a source without any tokens, or weights, stages, caps or subsets
-            that cannot be.
+        """`weights` are those of `integer_weights`; `stages` change them from a
+        position on. Raises DataError for a source without tokens, and as `Mixture`.
         """
         self.names = list(streams)
-        self.streams = [streams[name] for name in self.names]
-        self.seq_len, self.seed = seq_len, seed
+        self.streams = list(streams.values())
+        self.seq_len = seq_len
+        self.seed = seed
         self.counts = [stream.num_sequences(seq_len) for stream in self.streams]
-        for name, count in zip(self.names, self.counts, strict=True):
-            if count == 0:
-                raise DataError(
-                    f"data.sources.{name}: has no text to train on; check its path, languages and"
-                    " domains, and data.validation_percent"
-                )
+
+        tables = sorted({0: weights, **(stages or {})}.items())
+        caps = max_epochs or {}
+        shares = subset or {}
         self.mixture = Mixture(
             self.names,
-            [
-                Stage.named(start, table, self.names)
-                for start, table in sorted({0: weights, **(stages or {})}.items())
-            ],
+            [WeightStage.named(start, table, self.names) for start, table in tables],
             self.counts,
-            [(max_epochs or {}).get(name) for name in self.names],
-            [(subset or {}).get(name, 1.0) for name in self.names],
+            [caps.get(name) for name in self.names],
+            [shares.get(name, 1.0) for name in self.names],
         )
 
-    def locate(self, position: int) -> tuple[int, int, int]:
-        """(source, epoch, index of the sequence in the source) at a position of the
-        global order.
+    def locate(self, position: int) -> Location:
+        """Which sequence stands at a position of the global order.
 
-        Raises DataError where the source is exhausted: `mixture.check` tells that
-        before a run.
+        Raises DataError where the source is exhausted; `mixture.check_epochs` tells
+        that before a run.
         """
         source, turn = self.mixture.locate(position)
-        epoch, place = divmod(turn, self.mixture.usable[source])
-        return source, epoch, self._shuffled(source, SUBSET)[self._shuffled(source, epoch)[place]]
+        epoch, n = divmod(turn, self.mixture.usable[source])
+        # the n-th of this epoch's order is one of the usable, which are some of all
+        usable = self._shuffled(source, epoch)[n]
+        return Location(source, epoch, self._shuffled(source, SUBSET)[usable])
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019  a few numbers each; the loader lives as long as the run
+    @functools.lru_cache(maxsize=256)  # noqa: B019  a few numbers each; few loaders in a process
     def _shuffled(self, source: int, epoch: int) -> Permutation:
-        """The order of one epoch over the usable sequences; with SUBSET, which of all
-        sequences those are.
-        """
+        """The order of one epoch; with SUBSET, which of all sequences are usable."""
         length = self.counts[source] if epoch == SUBSET else self.mixture.usable[source]
         return Permutation(length, self.seed, source, epoch)
 
     def batch(self, position: int, sequences: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """This rank's share of the global batch of `sequences` rows at `position`:
-        consecutive rows, in rank order.
+        """This rank's share of the global batch of `sequences` at `position`.
 
-        Raises:
-            DataError: the rows do not divide among the ranks.
+        The shares follow each other in rank order. Raises DataError where the sequences
+        do not divide among the ranks.
         """
         if sequences % world_size:
             raise DataError(
@@ -160,36 +142,31 @@ class Loader:
                 " change train.global_batch_tokens"
             )
         share = sequences // world_size
-        rows = []
-        for place in range(position + rank * share, position + (rank + 1) * share):
-            source, _, index = self.locate(place)
-            rows.append(self.streams[source].sequence(index, self.seq_len))
-        return Batch.stack(rows)
+        first = position + rank * share
+        locations = map(self.locate, range(first, first + share))
+        return Batch.stack(
+            [self.streams[source].sequence(index, self.seq_len) for source, _, index in locations]
+        )
 
     def batches(
         self, position: int, sequences: int, rank: int = 0, world_size: int = 1, *, workers: int = 0
     ) -> Iterator[Batch]:
-        """`batch` at `position`, `position + sequences`, ... without end; read ahead by
-        `workers` processes, in the same order.
+        """`batch` at `position`, `position + sequences`, ... without end.
+
+        `workers` processes read ahead, in the same order.
         """
-        positions = itertools.count(position, sequences)
-        dataset = _Batches(self, sequences, rank, world_size)
-        ahead, init = AHEAD if workers else None, _leave_signals_to_the_trainer
-        return iter(
-            DataLoader(
-                dataset,
-                None,
-                sampler=positions,
-                num_workers=workers,
-                prefetch_factor=ahead,
-                worker_init_fn=init,
-            )
+        loader = DataLoader(
+            _BatchAt(self, sequences, rank, world_size),
+            batch_size=None,
+            sampler=itertools.count(position, sequences),
+            num_workers=workers,
+            prefetch_factor=BATCHES_AHEAD if workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
+        return iter(loader)
 
     def epochs(self, position: int) -> dict[str, float]:
-        """How often each source's usable sequences have been read through by the time
-        `position` is reached.
-        """
+        """How often each source has been read through, as `Mixture.epochs` says."""
         return self.mixture.epochs(position)
 
     def fingerprint(self) -> str:
@@ -198,33 +175,33 @@ class Loader:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        order = (self.names, self.mixture.stages, self.mixture.usable, self.seq_len, self.seed)
-        parts = [repr(order), *(stream.digest() for stream in self.streams)]
+        # this text must stay as it is: the checkpoints of old runs hold its digest
+        stages = [f"Stage(start={s.start}, weights={s.weights})" for s in self.mixture.stages]
+        listed = ", ".join(stages) if len(stages) > 1 else f"{stages[0]},"
+        order = f"({self.names}, ({listed}), {self.mixture.usable}, {self.seq_len}, {self.seed})"
+
+        parts = [order, *(stream.digest() for stream in self.streams)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-class _Batches(Dataset[Batch]):
-    """A loader as the map-style data set that torch's worker processes understand:
-    position -> batch.
-    """
+@dataclass
+class _BatchAt(Dataset[Batch]):
+    """A loader as the data set of torch's worker processes: position to batch."""
 
-    def __init__(self, loader: Loader, sequences: int, rank: int, world_size: int) -> None:
-        self.loader, self.sequences, self.rank, self.world_size = (
-            loader,
-            sequences,
-            rank,
-            world_size,
-        )
+    loader: Loader
+    sequences: int
+    rank: int
+    world_size: int
 
     def __getitem__(self, position: int) -> Batch:
         return self.loader.batch(position, self.sequences, self.rank, self.world_size)
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A forked process has the trainer's handlers, and a terminal or a batch system
-    signals all processes: only the trainer is to answer.
+    """Ignore the signals that a terminal or a batch system sends to all processes.
 
-    The trainer ends its workers by itself, and a worker ends when its trainer is gone.
+    A forked process has the trainer's handlers, but only the trainer is to answer. It
+    ends its workers by itself, and a worker ends when its trainer is gone.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""From tokenised documents to sequences of fixed length (report section 3.1).
+"""From tokenised documents to sequences of fixed length.
 
 Documents, each closed by the end-of-text token, are laid end to end and cut every
 `seq_len` tokens. Nothing is padded but the very end. Inside a sequence, positions
@@ -9,21 +9,16 @@ the first token of a document is never a target of the one before.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from slm2_minimal.config import IGNORE
 
-IGNORE = (
-    -100
-)  # the label of a position that is not to be learned; the same number as in `train.loss`
 
-
-@dataclass(frozen=True)
-class PackedSequence:
-    """One row of a batch: four arrays of seq_len int64."""
+class PackedSequence(NamedTuple):
+    """One sequence, which becomes a row of a batch: four arrays of T int64."""
 
     input_ids: Int[np.ndarray, " T"]
     labels: Int[np.ndarray, " T"]
@@ -32,26 +27,28 @@ class PackedSequence:
 
 
 class Stream(Protocol):
-    """One source of sequences: a `TokenStream` in memory, or
-    `data.shards.ShardedStream` on disk.
-    """
+    """A source of sequences: a `TokenStream`, or a `data.shards.ShardedStream`."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it has, ends of text included."""
 
     def num_sequences(self, seq_len: int) -> int:
-        """How many sequences of `seq_len` it gives."""
+        """How many sequences of `seq_len` it gives, the last one padded."""
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
-        """The one at `index`."""
+        """The one at `index`. Raises IndexError where there is none."""
 
     def digest(self) -> str:
         """Changes with every token and every document border."""
 
 
 @dataclass(frozen=True)
-class TokenStream:
-    """Documents laid end to end: all tokens, and where each document starts. The arrays
-    may be memory-mapped files.
+class TokenStream(Stream):
+    """Documents laid end to end: all tokens, and where each document starts.
 
-    Token ids are uint32, since a vocabulary of 100,352 does not fit 16 bits.
+    Token ids are uint32, since a vocabulary of 100,352 does not fit 16 bits. The arrays
+    may be memory-mapped files.
     """
 
     tokens: Int[np.ndarray, " N"]
@@ -62,51 +59,48 @@ class TokenStream:
     def from_documents(
         cls, documents: Iterable[Sequence[int] | np.ndarray], eos: int
     ) -> "TokenStream":
-        """Lay out lists or arrays of token ids, each followed by `eos`. Empty documents
-        are left out: an `eos` alone teaches nothing.
+        """Lay out lists or arrays of token ids, each followed by `eos`.
+
+        Empty documents are left out: an `eos` alone teaches nothing.
         """
-        arrays, end = (
-            [np.asarray(document, dtype=np.uint32) for document in documents if len(document)],
-            np.asarray([eos], dtype=np.uint32),
-        )
-        lengths = np.asarray([len(array) + 1 for array in arrays], dtype=np.int64)
-        tokens = np.concatenate(
-            [np.zeros(0, dtype=np.uint32), *(part for array in arrays for part in (array, end))]
-        )
-        return cls.from_lengths(tokens, lengths, eos)
+        end = np.asarray([eos], dtype=np.uint32)
+        parts = [end[:0]]
+        lengths = []
+        for document in documents:
+            if len(document):
+                parts += [np.asarray(document, dtype=np.uint32), end]
+                lengths.append(len(document) + 1)
+        return cls.from_lengths(np.concatenate(parts), np.asarray(lengths, dtype=np.int64), eos)
 
     @classmethod
     def from_lengths(
         cls, tokens: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " documents"], eos: int
     ) -> "TokenStream":
-        """Documents that lie end to end already, of so many tokens each, `eos`
-        included.
-        """
+        """Documents that lie end to end already; a length includes the `eos`."""
         return cls(tokens, np.cumsum(lengths) - lengths, eos)
+
+    @classmethod
+    def joined(cls, streams: Sequence["TokenStream"]) -> "TokenStream":
+        """One stream after the other; at least one."""
+        tokens = np.concatenate([stream.tokens for stream in streams])
+        offsets = np.cumsum([0, *(stream.num_tokens for stream in streams)])
+        starts = [stream.starts + n for stream, n in zip(streams, offsets, strict=False)]
+        return cls(tokens, np.concatenate(starts), streams[0].eos)
 
     def only(self, chosen: Bool[np.ndarray, " documents"]) -> "TokenStream":
         """The stream of some of its documents."""
         if chosen.all():
             return self
-        lengths = np.diff(self.starts, append=len(self.tokens))
-        return TokenStream.from_lengths(
-            self.tokens[np.repeat(chosen, lengths)], lengths[chosen], self.eos
-        )
+        lengths = np.diff(self.starts, append=self.num_tokens)
+        tokens = self.tokens[np.repeat(chosen, lengths)]
+        return TokenStream.from_lengths(tokens, lengths[chosen], self.eos)
 
-    @classmethod
-    def joined(cls, streams: Sequence["TokenStream"]) -> "TokenStream":
-        """One stream after the other; at least one."""
-        ends = np.cumsum([0, *(len(stream.tokens) for stream in streams)])
-        starts = [stream.starts + end for stream, end in zip(streams, ends, strict=False)]
-        return cls(
-            np.concatenate([stream.tokens for stream in streams]),
-            np.concatenate(starts),
-            streams[0].eos,
-        )
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
 
     def num_sequences(self, seq_len: int) -> int:
-        """How many sequences of `seq_len` the stream gives, the last one padded."""
-        return -(-len(self.tokens) // seq_len)
+        return -(-self.num_tokens // seq_len)
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
         """Tokens [index * seq_len, (index + 1) * seq_len), each labelled with the token
@@ -117,27 +111,28 @@ class TokenStream:
         the next sequence. Padding is `eos` in a document of its own, without labels.
         """
         begin = index * seq_len
-        window = self.tokens[begin : begin + seq_len + 1].astype(np.int64)
-        if not 0 <= begin < len(self.tokens):
+        if not 0 <= begin < self.num_tokens:
             raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
-        real = min(seq_len, len(window))
-        # owner[t]: which document the window's token t belongs to, counted from the one
-        # that begins or goes on at its first token. Two look-ups in all of `starts`,
-        # which may be a file of millions, then only those inside the window.
-        first, last = np.searchsorted(self.starts, (begin, begin + len(window) - 1), side="right")
-        owner = np.searchsorted(
-            self.starts[first:last], np.arange(begin, begin + len(window)), side="right"
-        )
+        window = self.tokens[begin : begin + seq_len + 1].astype(np.int64)
+        unpadded = min(seq_len, len(window))
+
+        # owner[t]: which document of the window its token t belongs to. Two look-ups in
+        # all of `starts`, which may be a file of millions, then only those inside.
+        positions = np.arange(begin, begin + len(window))
+        first, last = np.searchsorted(self.starts, positions[[0, -1]], side="right")
+        owner = np.searchsorted(self.starts[first:last], positions, side="right")
+
+        # padding, then what there is
         input_ids = np.full(seq_len, self.eos, dtype=np.int64)
+        input_ids[:unpadded] = window[:unpadded]
+        document_ids = np.full(seq_len, owner[unpadded - 1] + 1, dtype=np.int64)
+        document_ids[:unpadded] = owner[:unpadded]
         labels = np.full(seq_len, IGNORE, dtype=np.int64)
-        document_ids = np.full(seq_len, owner[real - 1] + 1, dtype=np.int64)
-        input_ids[:real], document_ids[:real] = window[:real], owner[:real]
         goes_on = owner[1:] == owner[:-1]
         labels[: len(goes_on)] = np.where(goes_on, window[1:], IGNORE)
         return PackedSequence(input_ids, labels, restarting_positions(document_ids), document_ids)
 
     def digest(self) -> str:
-        """A SHA-256 of tokens and document starts."""
         digest = hashlib.sha256(np.ascontiguousarray(self.tokens).data)
         digest.update(np.ascontiguousarray(self.starts).data)
         return digest.hexdigest()

@@ -11,9 +11,10 @@ from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document
 
 
-def how_sources_are_read(config: DataConfig) -> dict[str, Any]:
-    """What of the `[data]` table decides which text the shards hold: weights and epochs
-    may change later, this may not.
+def reading_settings(config: DataConfig) -> dict[str, Any]:
+    """The part of the `[data]` table that decides which text the shards hold.
+
+    A manifest has it, since it may not change later; weights and epochs may.
     """
     sources = {
         name: {
@@ -32,8 +33,7 @@ def read_source(
     skipped: Counter[str] | None = None,
     paths: Sequence[str | None] | None = None,
 ) -> Iterator[Document]:
-    """The documents of a `[data.sources]` entry, as `text.corpus.stream_corpus` reads
-    them.
+    """The documents of a source, as `text.corpus.stream_corpus` reads them.
 
     `paths` are some of its files, where several tasks share the source: None is the
     embedded corpus, and a Hub id stands for itself.

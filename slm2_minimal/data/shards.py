@@ -1,5 +1,4 @@
-"""Tokenised text on disk: shards that are mapped into memory, and the manifest that
-says what they are.
+"""Tokenised text on disk: shards that are mapped into memory, and their manifest.
 
 A shard is two NumPy files: `NAME.tokens.npy`, uint32, documents end to end with the
 end-of-text token behind each, and `NAME.starts.npy`, int64, where each document begins.
@@ -10,6 +9,7 @@ training opens it.
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -23,15 +23,15 @@ import safetensors.numpy
 from jaxtyping import Int
 
 from slm2_minimal.config import DataConfig, DataError
-from slm2_minimal.data.packing import PackedSequence, TokenStream
-from slm2_minimal.data.reading import how_sources_are_read
-from slm2_minimal.files import sha256, write_array
+from slm2_minimal.data.packing import PackedSequence, Stream, TokenStream
+from slm2_minimal.data.reading import reading_settings
+from slm2_minimal.files import read_json, sha256, write_array
 from slm2_minimal.text.tokenizer import Tokenizer
 
-MANIFEST, COUNTS, FORMAT = "manifest.json", "token_counts.safetensors", 1
-OPEN_SHARDS = (
-    128  # held open by one process at a time: two files each, of the 1,024 that many systems allow
-)
+MANIFEST = "manifest.json"
+COUNTS = "token_counts.safetensors"
+FORMAT = 1
+OPEN_SHARDS = 128  # at a time in one process: many systems allow it 1,024 files
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ class Shard:
 
 
 def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
-    """Write a stream as the shard `name`; the digests are of the files as they stand on
-    disk.
-    """
-    shard = Shard(name, len(stream.starts), len(stream.tokens), {})
+    """Write a stream as the shard `name`; the digests are of the files on disk."""
+    shard = Shard(name, len(stream.starts), stream.num_tokens, {})
     for file, array in zip(shard.files, (stream.tokens, stream.starts), strict=True):
         write_array(folder / file, array)
         shard.sha256[file] = sha256(folder / file)
@@ -67,30 +65,48 @@ def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _mapped(folder: str, files: tuple[str, str], eos: int, digest: str) -> TokenStream:
-    """A shard's files as one stream; the digest tells it from another one that has been
-    written under the same name since.
-    """
-    tokens, starts = (
-        np.load(Path(folder) / name, mmap_mode="r", allow_pickle=False) for name in files
-    )
+    """A shard as a stream; the digest tells it from a later one of the same name."""
+    tokens, starts = (_load_mapped(Path(folder, name)) for name in files)
     return TokenStream(tokens, starts, eos)
 
 
-class ShardedStream:
-    """A source on disk as one stream of sequences. It holds names and sizes; the shards
-    are mapped when they are read.
+def _load_mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
-    Sequences do not cross from one shard to the next, so the last one of every shard is
-    padded.
+
+class ShardedStream(Stream):
+    """A source on disk as one stream of sequences.
+
+    It holds names and sizes; the shards are mapped when they are read. Sequences do not
+    cross from one shard to the next, so the last one of every shard is padded.
     """
 
     def __init__(self, folder: Path, shards: Iterable[Shard], eos: int) -> None:
-        self.folder, self.shards, self.eos = (
-            str(folder),
-            [shard for shard in shards if shard.tokens],
-            eos,
-        )
+        self.folder = str(folder)
+        self.shards = [shard for shard in shards if shard.tokens]
+        self.eos = eos
         self._ends_by_length: dict[int, Int[np.ndarray, " shards"]] = {}
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    def num_sequences(self, seq_len: int) -> int:
+        return int(self._ends(seq_len)[-1]) if self.shards else 0
+
+    def sequence(self, index: int, seq_len: int) -> PackedSequence:
+        if not 0 <= index < self.num_sequences(seq_len):
+            raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
+        ends = self._ends(seq_len)
+        number = int(np.searchsorted(ends, index, side="right"))
+        before = int(ends[number - 1]) if number else 0
+        shard = self.shards[number]
+        stream = _mapped(self.folder, shard.files, self.eos, shard.digest)
+        return stream.sequence(index - before, seq_len)
+
+    def digest(self) -> str:
+        content = json.dumps([asdict(shard) for shard in self.shards], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def _ends(self, seq_len: int) -> Int[np.ndarray, " shards"]:
         """How many sequences the shards up to and including each one give."""
@@ -99,40 +115,21 @@ class ShardedStream:
             self._ends_by_length[seq_len] = np.cumsum(counts, dtype=np.int64)
         return self._ends_by_length[seq_len]
 
-    def num_sequences(self, seq_len: int) -> int:
-        """How many sequences of `seq_len` the source gives."""
-        return int(self._ends(seq_len)[-1]) if self.shards else 0
-
-    def sequence(self, index: int, seq_len: int) -> PackedSequence:
-        """The sequence at `index`, as `TokenStream.sequence` cuts it from its shard."""
-        ends = self._ends(seq_len)
-        if not 0 <= index < self.num_sequences(seq_len):
-            raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
-        number = int(np.searchsorted(ends, index, side="right"))
-        before = int(ends[number - 1]) if number else 0
-        shard = self.shards[number]
-        return _mapped(self.folder, shard.files, self.eos, shard.digest).sequence(
-            index - before, seq_len
-        )
-
-    def digest(self) -> str:
-        """A digest of the shards' digests."""
-        return hashlib.sha256(
-            json.dumps([asdict(shard) for shard in self.shards], sort_keys=True).encode()
-        ).hexdigest()
-
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a prepared folder gives to training."""
+class TokenisedSources:
+    """The text of a `[data]` table as tokens, in memory or on disk.
 
-    streams: dict[str, ShardedStream]
-    tokens: dict[str, int]
+    By source, what is trained on; by language, what is held out, and how often each id
+    stands in what is not.
+    """
+
+    streams: Mapping[str, Stream]
     held_out: dict[str, TokenStream]
     token_counts: dict[str, Int[np.ndarray, " V"]]
 
 
-def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
+def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
     """Check and open what `slm2 prepare` wrote into `config.prepared`.
 
     Raises:
@@ -141,115 +138,115 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> Prepared:
     """
     folder = Path(config.prepared or "").expanduser()
     manifest = read_manifest(folder)
-    if manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
-        raise DataError(
-            f"data.tokenizer = {config.tokenizer!r}: {folder} was tokenised with another one,"
-            f" {manifest['tokenizer']['name']!r} ({manifest['tokenizer']['fingerprint']}, not"
-            f" {tokenizer.fingerprint}); name that one, or prepare another folder"
-        )
-    ours, theirs = how_sources_are_read(config), manifest["read"]
-    for name, source in ours["sources"].items():
-        if name not in theirs["sources"]:
-            raise DataError(
-                f"data.sources.{name}: {folder} has only {', '.join(theirs['sources'])}; prepare"
-                " another folder with it"
-            )
-        if source != theirs["sources"][name]:
-            raise DataError(
-                f"data.sources.{name} = {source}: {folder} was prepared from"
-                f" {theirs['sources'][name]}; prepare another folder"
-            )
-    if ours["validation_percent"] != theirs["validation_percent"]:
-        raise DataError(
-            f"data.validation_percent = {ours['validation_percent']}: {folder} was prepared with"
-            f" {theirs['validation_percent']}; use that, or prepare another folder"
-        )
-    sources = {
-        name: [Shard(**shard) for shard in manifest["sources"][name]] for name in ours["sources"]
-    }
+    _check_same_text(config, tokenizer, folder, manifest)
+
+    # the files are as they were written
+    sources = {name: [Shard(**s) for s in manifest["sources"][name]] for name in config.sources}
     held_out = {language: Shard(**shard) for language, shard in manifest["held_out"].items()}
-    verify(
-        folder,
-        [*(shard for shards in sources.values() for shard in shards), *held_out.values()],
-        every_byte=config.verify == "bytes",
-    )
+    shards = [*itertools.chain(*sources.values()), *held_out.values()]
+    verify(folder, shards, every_byte=config.verify == "bytes")
+
     eos = tokenizer.eos_token_id
-    return Prepared(
+    return TokenisedSources(
         {name: ShardedStream(folder, shards, eos) for name, shards in sources.items()},
-        {name: sum(shard.tokens for shard in shards) for name, shards in sources.items()},
         {
             language: _mapped(str(folder), shard.files, eos, shard.digest)
             for language, shard in held_out.items()
         },
-        _read_counts(folder, manifest),
+        _read_counts(folder, manifest["token_counts"]),
     )
 
 
+def _check_same_text(
+    config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: Mapping[str, Any]
+) -> None:
+    """Refuse what another tokenizer made, or sources that were read otherwise."""
+    theirs = manifest["tokenizer"]
+    if theirs["fingerprint"] != tokenizer.fingerprint:
+        raise DataError(
+            f"data.tokenizer = {config.tokenizer!r}: {folder} was tokenised with another one,"
+            f" {theirs['name']!r} ({theirs['fingerprint']}, not {tokenizer.fingerprint}); name that"
+            " one, or prepare another folder"
+        )
+
+    prepared = manifest["read"]
+    settings = reading_settings(config)
+    for name, source in settings["sources"].items():
+        if name not in prepared["sources"]:
+            known = ", ".join(prepared["sources"])
+            raise DataError(
+                f"data.sources.{name}: {folder} has only {known}; prepare another folder with it"
+            )
+        if source != prepared["sources"][name]:
+            raise DataError(
+                f"data.sources.{name} = {source}: {folder} was prepared from"
+                f" {prepared['sources'][name]}; prepare another folder"
+            )
+    if settings["validation_percent"] != prepared["validation_percent"]:
+        raise DataError(
+            f"data.validation_percent = {settings['validation_percent']}: {folder} was prepared"
+            f" with {prepared['validation_percent']}; use that, or prepare another folder"
+        )
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder. Raises DataError where there is none that can
-    be read.
-    """
+    """The manifest of a prepared folder. Raises DataError where it cannot be read."""
+    where = f"data.prepared = {str(folder)!r}"
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
         number = manifest["format"]
     except OSError as error:
         raise DataError(
-            f"data.prepared = {str(folder)!r}: {MANIFEST}: {error.strerror}; run slm2 prepare with"
-            " this configuration"
+            f"{where}: {MANIFEST}: {error.strerror}; run slm2 prepare with this configuration"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise DataError(
-            f"data.prepared = {str(folder)!r}: {MANIFEST} is damaged; copy it again, or prepare"
-            " another folder"
+            f"{where}: {MANIFEST} is damaged; copy it again, or prepare another folder"
         ) from None
     if number != FORMAT:
         raise DataError(
-            f"data.prepared = {str(folder)!r}: has format {number!r}, this version reads {FORMAT};"
-            " prepare another folder"
+            f"{where}: has format {number!r}, this version reads {FORMAT}; prepare another folder"
         )
     return manifest
 
 
 def verify(folder: Path, shards: Iterable[Shard], *, every_byte: bool) -> None:
-    """Hold the files against the manifest: presence, type and length, and with
-    `every_byte` their digests, on all cores.
+    """Hold the files against the manifest: type, length, with `every_byte` digests.
 
-    Raises:
-        DataError: names the first file that is not as it was written.
+    Works on all cores. Raises DataError for the first that is not as it was written.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for complaint in pool.map(lambda shard: _complaint(folder, shard, every_byte), shards):
             if complaint:
-                raise DataError(
-                    f"data.prepared = {str(folder)!r}: {complaint}; copy that file again, or"
-                    " prepare another folder"
-                )
+                raise _damaged(folder, complaint)
 
 
-def _complaint(folder: Path, shard: Shard, every_byte: bool) -> str:
-    for name, length, kind in zip(
-        shard.files, (shard.tokens, shard.documents), (np.uint32, np.int64), strict=True
-    ):
+def _complaint(folder: Path, shard: Shard, every_byte: bool) -> str | None:
+    """What is wrong with the first file of a shard that is not as it was written."""
+    expected = ((shard.tokens, np.dtype(np.uint32)), (shard.documents, np.dtype(np.int64)))
+    for name, (length, dtype) in zip(shard.files, expected, strict=True):
         try:
-            array = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+            array = _load_mapped(folder / name)
         except (OSError, EOFError, ValueError) as error:
             return f"{name} is missing or cut short ({str(error).splitlines()[0]})"
-        if array.shape != (length,) or array.dtype != kind:
-            return (
-                f"{name} holds {array.shape} of {array.dtype}, not {(length,)} of {np.dtype(kind)}"
-            )
+        if array.shape != (length,) or array.dtype != dtype:
+            return f"{name} holds {array.shape} of {array.dtype}, not {(length,)} of {dtype}"
         if every_byte and sha256(folder / name) != shard.sha256[name]:
             return f"{name} was altered: its SHA-256 is not the manifest's"
-    return ""
+    return None
 
 
-def _read_counts(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Int[np.ndarray, " V"]]:
+def _read_counts(folder: Path, digest: str) -> dict[str, Int[np.ndarray, " V"]]:
     try:
-        if sha256(folder / COUNTS) != manifest["token_counts"]:
+        if sha256(folder / COUNTS) != digest:
             raise ValueError("its SHA-256 is not the manifest's")
         return safetensors.numpy.load_file(folder / COUNTS)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"data.prepared = {str(folder)!r}: {COUNTS} is missing or altered ({error}); copy that"
-            " file again, or prepare another folder"
-        ) from None
+        raise _damaged(folder, f"{COUNTS} is missing or altered ({error})") from None
+
+
+def _damaged(folder: Path, complaint: str) -> DataError:
+    return DataError(
+        f"data.prepared = {str(folder)!r}: {complaint}; copy that file again, or prepare another"
+        " folder"
+    )

@@ -11,12 +11,12 @@ ROUNDS = 8
 
 
 class Permutation:
-    """A bijection of 0 .. length - 1, chosen by `key`: `Permutation(length, key)[i]` is
-    the i-th number of the shuffled order.
+    """A bijection of 0 .. length - 1, chosen by `key`.
 
-    The network works on the smallest even number of bits that holds `length`, at most
-    four times as many values; a value outside is sent through again until it falls
-    inside ("cycle walking"), which keeps the map a bijection.
+    `Permutation(length, *key)[i]` is the i-th number of the shuffled order. The network
+    works on the smallest even number of bits that holds `length`, at most four times as
+    many values. A value outside is sent through again until it falls inside ("cycle
+    walking"), which keeps the map a bijection.
     """
 
     def __init__(self, length: int, *key: int) -> None:
@@ -25,12 +25,10 @@ class Permutation:
         """
         self.length = length
         self.half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
-        self.keys = []
         state = 0
         for number in key:
-            state = _mix(state ^ _mix(number & MASK))
-        for turn in range(ROUNDS):
-            self.keys.append(_mix(state + turn))
+            state = mix(state ^ mix(number & MASK))
+        self.keys = [mix(state + turn) for turn in range(ROUNDS)]
 
     def __len__(self) -> int:
         return self.length
@@ -38,21 +36,23 @@ class Permutation:
     def __getitem__(self, index: int) -> int:
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} of an order of {self.length}")
-        value = self._network(index)
+        value = self.network(index)
         while value >= self.length:
-            value = self._network(value)
+            value = self.network(value)
         return value
 
-    def _network(self, value: int) -> int:
-        left, right = value >> self.half, value & ((1 << self.half) - 1)
+    def network(self, value: int) -> int:
+        """One pass through the network: each round swaps the halves and changes one."""
+        left = value >> self.half
+        right = value & ((1 << self.half) - 1)
         for key in self.keys:
-            left, right = right, left ^ (_mix(right ^ key) >> (64 - self.half))
+            left, right = right, left ^ (mix(right ^ key) >> (64 - self.half))
         return left << self.half | right
 
 
-def _mix(value: int) -> int:
-    """Spread every bit over all 64: the finaliser of SplitMix64 (Steele, Lea and Flood
-    2014), after its golden-ratio step.
+def mix(value: int) -> int:
+    """Spread every bit over all 64: SplitMix64 (Steele, Lea and Flood 2014), its
+    golden-ratio step and its finaliser.
     """
     value = (value + 0x9E3779B97F4A7C15) & MASK
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & MASK

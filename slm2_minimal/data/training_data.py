@@ -6,7 +6,7 @@ files up to some gigabytes.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.mixture import temperature_shares
 from slm2_minimal.data.packing import Stream, TokenStream
 from slm2_minimal.data.reading import read_source
-from slm2_minimal.data.shards import open_prepared
+from slm2_minimal.data.shards import TokenisedSources, open_prepared
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -25,7 +25,7 @@ TokenCounts = Int[np.ndarray, " V"]
 
 
 @dataclass(frozen=True)
-class Assembled:
+class TrainingData:
     """What training reads, and per language the held-out text and how often each id
     stands in the text that is not held out.
     """
@@ -36,9 +36,7 @@ class Assembled:
 
 
 def fitting_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer. Raises ConfigError where it has more ids than the model has
-    rows.
-    """
+    """The run's tokenizer. Raises ConfigError where it has more ids than the model."""
     tokenizer = load_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
@@ -48,7 +46,7 @@ def fitting_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
+def open_training_data(config: DataConfig, tokenizer: Tokenizer) -> TrainingData:
     """Build the loader and the validation streams.
 
     The held-out documents are chosen by id, and parallel documents share their id: no
@@ -64,33 +62,31 @@ def assemble(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
             "data.sources = {}: nothing to read; name sources, for example --data.sources.web.path"
             " FOLDER"
         )
-    if config.prepared is not None:
-        prepared = open_prepared(config, tokenizer)
-        data = Assembled(
-            build_loader(config, prepared.streams, prepared.tokens),
-            prepared.held_out,
-            prepared.token_counts,
-        )
+    if config.prepared is None:
+        sources = tokenise_sources(config, tokenizer)
     else:
-        data = _on_the_spot(config, tokenizer)
-    held_out = {
-        language: stream for language, stream in data.held_out.items() if len(stream.tokens)
-    }  # an empty text has no loss
+        sources = open_prepared(config, tokenizer)
+    loader = build_loader(config, sources.streams)
+
+    # an empty text has no loss
+    held_out = {name: stream for name, stream in sources.held_out.items() if stream.num_tokens}
     if config.validation_percent and not held_out:
+        remedy = ", and prepare another folder" if config.prepared else ""
         raise DataError(
             f"data.validation_percent = {config.validation_percent}: no text fell into the held-out"
-            " part; raise it, or set it to 0 to train without"
-            f" validation{', and prepare another folder' if config.prepared else ''}"
+            f" part; raise it, or set it to 0 to train without validation{remedy}"
         )
-    return Assembled(data.loader, held_out, data.token_counts)
+    return TrainingData(loader, held_out, sources.token_counts)
 
 
-def _on_the_spot(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
-    """Read, split and tokenise the sources."""
+def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
+    """Read, split and tokenise the sources. Raises DataError for one without text."""
+    eos = tokenizer.eos_token_id
     streams: dict[str, TokenStream] = {}
     held_out: dict[str, list[list[int]]] = defaultdict(list)
     token_counts: dict[str, TokenCounts] = {}
     seen: set[Document] = set()  # sources may overlap; a held-out document is scored once
+
     for name, source in config.sources.items():
         documents = list(read_source(source))
         if not documents:
@@ -98,53 +94,45 @@ def _on_the_spot(config: DataConfig, tokenizer: Tokenizer) -> Assembled:
                 f"data.sources.{name}: no document in {source.path or 'the corpus'}; check its"
                 " path, languages and domains"
             )
-        kept = [
-            document
-            for document in documents
-            if not is_validation(document.id, config.validation_percent)
-        ]
-        ids = tokenizer.encode_batch([document.text for document in kept])
-        streams[name] = TokenStream.from_documents(ids, tokenizer.eos_token_id)
-        for language in dict.fromkeys(document.language for document in kept):
-            own = [
-                tokens
-                for document, tokens in zip(kept, ids, strict=True)
-                if document.language == language
-            ]
-            counts = np.bincount(
-                TokenStream.from_documents(own, tokenizer.eos_token_id).tokens,
-                minlength=tokenizer.vocab_size,
-            )
+        trained = [d for d in documents if not is_validation(d.id, config.validation_percent)]
+        scored = [d for d in documents if is_validation(d.id, config.validation_percent)]
+        scored = [document for document in scored if document not in seen]
+        seen.update(scored)
+
+        # what is trained on, counted by language
+        ids = tokenizer.encode_batch([document.text for document in trained])
+        streams[name] = TokenStream.from_documents(ids, eos)
+        for language, own in _by_language(trained, ids).items():
+            tokens = TokenStream.from_documents(own, eos).tokens
+            counts = np.bincount(tokens, minlength=tokenizer.vocab_size)
             token_counts[language] = token_counts.get(language, 0) + counts
-        fresh = [
-            d for d in documents if is_validation(d.id, config.validation_percent) and d not in seen
-        ]
-        seen.update(fresh)
-        for document, tokens in zip(
-            fresh, tokenizer.encode_batch([document.text for document in fresh]), strict=True
-        ):
-            held_out[document.language].append(tokens)
-    loader = build_loader(
-        config, streams, {name: len(stream.tokens) for name, stream in streams.items()}
-    )
-    held = {
-        language: TokenStream.from_documents(tokens, tokenizer.eos_token_id)
-        for language, tokens in sorted(held_out.items())
+
+        # what is held out, of all sources together
+        ids = tokenizer.encode_batch([document.text for document in scored])
+        for language, own in _by_language(scored, ids).items():
+            held_out[language] += own
+
+    by_language = {
+        name: TokenStream.from_documents(held_out[name], eos) for name in sorted(held_out)
     }
-    return Assembled(loader, held, dict(sorted(token_counts.items())))
+    return TokenisedSources(streams, by_language, dict(sorted(token_counts.items())))
 
 
-def build_loader(
-    config: DataConfig, streams: Mapping[str, Stream], tokens: Mapping[str, int]
-) -> Loader:
-    """The loader over `streams` with the weights, stages, caps and subsets of the
-    configuration; `tokens` counts each source's.
-    """
+def _by_language(
+    documents: Sequence[Document], ids: Sequence[list[int]]
+) -> dict[str, list[list[int]]]:
+    groups: dict[str, list[list[int]]] = defaultdict(list)
+    for document, tokens in zip(documents, ids, strict=True):
+        groups[document.language].append(tokens)
+    return groups
+
+
+def build_loader(config: DataConfig, streams: Mapping[str, Stream]) -> Loader:
+    """The loader with the weights, stages, caps and subsets of the configuration."""
     weights = {name: source.weight for name, source in config.sources.items()}
     if config.temperature is not None:
-        weights = temperature_shares(
-            {name: count or 1 for name, count in tokens.items()}, config.temperature
-        )
+        sizes = {name: stream.num_tokens or 1 for name, stream in streams.items()}
+        weights = temperature_shares(sizes, config.temperature)
     return Loader(
         streams,
         weights,

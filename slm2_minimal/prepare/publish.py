@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.data.reading import how_sources_are_read
+from slm2_minimal.data.reading import reading_settings
 from slm2_minimal.data.shards import COUNTS, FORMAT, MANIFEST, write_shard
 from slm2_minimal.files import sha256, write_arrays, write_json
 from slm2_minimal.prepare.decontaminate import Report
@@ -60,7 +60,7 @@ def publish(
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
         },
-        "read": how_sources_are_read(job.data),
+        "read": reading_settings(job.data),
         "sources": {
             name: [d["shard"] for u, d in zip(units, done, strict=True) if u.source == name]
             for name in job.data.sources

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from slm2_minimal.config import ConfigError, DataError, RunConfig
-from slm2_minimal.data.reading import how_sources_are_read
+from slm2_minimal.data.reading import reading_settings
 from slm2_minimal.data.shards import MANIFEST
 from slm2_minimal.files import write_array, write_json
 from slm2_minimal.prepare.duplicates import find_duplicates
@@ -147,7 +147,7 @@ def claim(run: RunConfig) -> Job:
         f"benchmark {name}": _inputs(job, path) for name, path in run.prepare.benchmarks.items()
     }
     settings = {
-        "read": how_sources_are_read(data),
+        "read": reading_settings(data),
         "inputs": inputs,
         "prepare": {key: value for key, value in asdict(run.prepare).items() if key != "workers"},
         "tokenizer": cached_tokenizer(data.tokenizer).fingerprint,

@@ -1,9 +1,7 @@
-"""Byte-level byte-pair encoding, short enough to read in one sitting (report section
-2.2).
+"""Byte-level byte-pair encoding, short enough to read in one sitting.
 
-For teaching: training counts pairs anew for every merge and encoding looks for the best
-pair anew for every merge. On the same ranks and pattern it gives exactly tiktoken's
-ids, which `text.tokenizer` uses where speed matters.
+For teaching: training counts all pairs anew for every merge. On the same ranks and
+pattern it gives exactly tiktoken's ids, which `text.arcade` uses where speed matters.
 """
 
 import itertools
@@ -24,14 +22,18 @@ def train_bpe(text: str, num_merges: int, pattern: str) -> Ranks:
     """
     ranks: Ranks = {bytes([byte]): byte for byte in range(256)}
     counts = Counter(regex.findall(pattern, text))
-    words = {piece: [bytes([byte]) for byte in piece.encode("utf-8")] for piece in counts}
+    words = {piece: _single_bytes(piece.encode()) for piece in counts}
+
     for _ in range(num_merges):
+        # how often each pair stands in the whole text
         pairs: Counter[tuple[bytes, bytes]] = Counter()
         for piece, parts in words.items():
             for pair in itertools.pairwise(parts):
                 pairs[pair] += counts[piece]
         if not pairs:
             break
+
+        # the best pair becomes a token
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         ranks[b"".join(best)] = len(ranks)
         words = {piece: _join(parts, best) for piece, parts in words.items()}
@@ -39,27 +41,31 @@ def train_bpe(text: str, num_merges: int, pattern: str) -> Ranks:
 
 
 def bpe_merge(piece: bytes, ranks: Ranks) -> list[bytes]:
-    """Cut one piece into tokens: join the adjacent pair of lowest rank, leftmost first,
-    until no pair is a token.
+    """Cut one piece into tokens.
+
+    Joins the adjacent pair of lowest rank, leftmost first, until no pair is a token.
     """
-    parts = [bytes([byte]) for byte in piece]
+    parts = _single_bytes(piece)
     while len(parts) > 1:
-        rank, place = min(
-            (ranks.get(a + b, len(ranks)), i) for i, (a, b) in enumerate(itertools.pairwise(parts))
-        )
-        if rank == len(ranks):
+        pair_ranks = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
+        best = min(pair_ranks)
+        if best == len(ranks):
             break
-        parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        i = pair_ranks.index(best)
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts
 
 
 def encode_bpe(text: str, ranks: Ranks, pattern: str) -> list[int]:
     """The ids of a text: cut into pieces, each piece merged on its own."""
-    return [
-        ranks[token]
-        for piece in regex.findall(pattern, text)
-        for token in bpe_merge(piece.encode("utf-8"), ranks)
-    ]
+    ids: list[int] = []
+    for piece in regex.findall(pattern, text):
+        ids += [ranks[token] for token in bpe_merge(piece.encode(), ranks)]
+    return ids
+
+
+def _single_bytes(piece: bytes) -> list[bytes]:
+    return [bytes([byte]) for byte in piece]
 
 
 def _join(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
@@ -67,10 +73,7 @@ def _join(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
     joined: list[bytes] = []
     i = 0
     while i < len(parts):
-        if i + 1 < len(parts) and (parts[i], parts[i + 1]) == pair:
-            joined.append(parts[i] + parts[i + 1])
-            i += 2
-        else:
-            joined.append(parts[i])
-            i += 1
+        width = 2 if tuple(parts[i : i + 2]) == pair else 1
+        joined.append(b"".join(parts[i : i + width]))
+        i += width
     return joined

@@ -1,5 +1,4 @@
-"""Text to train on: the corpus that comes with the package, and one reader for local
-files and the Hub.
+"""The corpus that comes with the package, and one way to it and to any other text.
 
 The embedded corpus was written for this project: the report's seven languages, parallel
 paragraph by paragraph (the same id in each), some code, and arithmetic that is
@@ -14,18 +13,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from slm2_minimal.config import DataError
-from slm2_minimal.text.documents import Document, _documents_at, _Reading, _records
+from slm2_minimal.text.documents import Document, DocumentReader
 
 CORPUS_DIR = Path(__file__).parent / "corpus"
-LANGUAGES = (
-    "en",
-    "de",
-    "es",
-    "fr",
-    "it",
-    "nl",
-    "pt",
-)  # the report's seven; the embedded corpus also has "code" and "math"
+# the report's seven; the embedded corpus also has "code" and "math"
+LANGUAGES = ("en", "de", "es", "fr", "it", "nl", "pt")
+ARITHMETIC_DOCUMENTS = 100
 
 
 def load_corpus(
@@ -35,30 +28,27 @@ def load_corpus(
     domains: Collection[str] | None = None,
     limit: int | None = None,
 ) -> list[Document]:
-    """The embedded corpus, or the documents at `path`, narrowed to some languages and
-    domains, at most `limit` of them.
+    """The embedded corpus, or the documents at `path`, as a list of at most `limit`.
 
     `path` is a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of such
-    files, or a Hub id, `owner/name` or `owner/name:configuration`, streamed through
-    `datasets`. A text file is one document; records need a field `text`, and may have
-    `id`, `language`, `domain` and `title`. Where there is no id, the file's path below
-    `path` and the record's number are one.
+    files, or a Hub id, `owner/name` or `owner/name:configuration`. A text file is one
+    document. Records need a field `text`, and may have `id`, `language`, `domain` and
+    `title`; where there is no id, it is the file's path below `path` and the record's
+    number. `languages` and `domains` narrow the choice.
 
     Raises:
         DataError: nothing there, or nothing that can be read as text; the message names
         the file and line.
     """
-    documents = list(
-        itertools.islice(stream_corpus(path, languages=languages, domains=domains), limit)
-    )
+    stream = stream_corpus(path, languages=languages, domains=domains)
+    documents = list(itertools.islice(stream, limit))
     if not documents:
-        asked = (
-            f"languages = {sorted(languages) if languages else 'all'}, domains ="
-            f" {sorted(domains) if domains else 'all'}"
-        )
+        where = repr("embedded" if path is None else str(path))
+        chosen_languages = sorted(languages) if languages else "all"
+        chosen_domains = sorted(domains) if domains else "all"
         raise DataError(
-            f"corpus = {'embedded' if path is None else str(path)!r}: no document with {asked};"
-            " check the names and the path"
+            f"corpus = {where}: no document with languages = {chosen_languages}, domains ="
+            f" {chosen_domains}; check the names and the path"
         )
     return documents
 
@@ -72,56 +62,47 @@ def stream_corpus(
     skipped: Counter[str] | None = None,
     root: str | Path | None = None,
 ) -> Iterator[Document]:
-    """`load_corpus` one document at a time, in a fixed order, holding one record in
-    memory. Records have their text in `text_field`.
+    """`load_corpus` one document at a time, in a fixed order, for text of any size.
 
-    With `skipped`, a record that cannot be used (not UTF-8, not JSON, no text, an
-    over-long line) is passed over and counted there by its reason. Without, it is an
-    error, as are missing and damaged files in either case. `root` is the folder of
-    which `path` is one file: the documents without an id get the one that they have
-    where the whole folder is read.
+    `text_field`, `skipped` and `root` are those of `text.documents.DocumentReader`.
     """
     for name, names in (("languages", languages), ("domains", domains)):
         if isinstance(names, str):  # a string is a collection too, of its letters
             raise DataError(f"{name} = {names!r}: must be a list of names; write [{names!r}]")
-    for document in (
-        _embedded() if path is None else _documents_at(path, root, _Reading(text_field, skipped))
-    ):
-        if (languages is None or document.language in languages) and (
-            domains is None or document.domain in domains
-        ):
+
+    reader = DocumentReader(text_field, skipped)
+    documents = _embedded() if path is None else reader.read(path, root)
+    for document in documents:
+        right_language = languages is None or document.language in languages
+        right_domain = domains is None or document.domain in domains
+        if right_language and right_domain:
             yield document
 
 
 def arithmetic(count: int, seed: int = 0) -> Iterator[Document]:
-    """Documents of sums, differences, products and divisions with their results, a
-    little harder in each than in the one before.
+    """Documents of sums, differences, products and divisions with their results.
+
+    Each is a little harder than the one before.
     """
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
         largest = 10 ** (1 + number * 3 // count)
-        lines = [_exercise(rng, largest) for _ in range(24)]
-        yield Document(
-            f"arithmetic-{number + 1:03d}",
-            "math",
-            "arithmetic",
-            f"Numbers below {largest * 10:,}",
-            "\n".join(lines),
-        )
+        text = "\n".join(_exercise(rng, largest) for _ in range(24))
+        title = f"Numbers below {largest * 10:,}"
+        yield Document(f"arithmetic-{number + 1:03d}", "math", "arithmetic", title, text)
 
 
 def _exercise(rng: random.Random, largest: int) -> str:
-    a, b = rng.randrange(largest * 10), rng.randrange(1, largest * 10)
+    a = rng.randrange(largest * 10)
+    b = rng.randrange(1, largest * 10)
     operation = rng.choice("+-*/")
     if operation == "/":
         return f"{a * b} / {b} = {a}"
-    return (
-        f"{a} {operation} {b} ="
-        f" {a + b if operation == '+' else a - b if operation == '-' else a * b}"
-    )
+    results = {"+": a + b, "-": a - b, "*": a * b}
+    return f"{a} {operation} {b} = {results[operation]}"
 
 
 def _embedded() -> Iterator[Document]:
     for name in (*LANGUAGES, "code"):
-        yield from _records(CORPUS_DIR / f"{name}.jsonl", name, _Reading())
-    yield from arithmetic(100)
+        yield from DocumentReader().json_lines(CORPUS_DIR / f"{name}.jsonl", name)
+    yield from arithmetic(ARITHMETIC_DOCUMENTS)

@@ -208,9 +208,9 @@ def test_a_source_is_exhausted_where_its_epochs_end() -> None:
         match=rf"^data\.sources\.c\.max_epochs = 3: .* exhaust them at position {turns[6]}; raise ",
     ):
         loader.locate(turns[6])
-    loader.mixture.check(turns[6])
+    loader.mixture.check_epochs(turns[6])
     with pytest.raises(DataError, match=r"^data\.sources\.c\.max_epochs = 3"):
-        loader.mixture.check(turns[6] + 1)
+        loader.mixture.check_epochs(turns[6] + 1)
 
 
 def test_a_subset_is_a_fixed_random_part() -> None:
@@ -285,6 +285,17 @@ def test_the_fingerprint_is_the_same_for_the_same_data() -> None:
     loader.batch(17, 4)
     assert loader.fingerprint() == BASE
     assert len(BASE) == 16
+
+
+def test_the_fingerprint_of_an_old_run_is_still_its_fingerprint() -> None:
+    """Or its checkpoints would be refused: these two are from before a renaming."""
+    streams = {
+        "a": TokenStream.from_documents([range(1, 60), [7, 8]], 0),
+        "b": TokenStream.from_documents([range(1, 20)], 0),
+    }
+    assert Loader(streams, {"a": 3, "b": 1}, 8, 7).fingerprint() == "1ad8f31bd0636a58"
+    staged = Loader(streams, {"a": 0.75, "b": 0.25}, 8, 7, stages={16: {"b": 2}}, subset={"a": 0.5})
+    assert staged.fingerprint() == "618720967d2fc780"
 
 
 STREAMS = {name: stream(length, 1000 * i + 1) for i, (name, length) in enumerate(LENGTHS.items())}

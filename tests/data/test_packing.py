@@ -54,8 +54,11 @@ def test_one_long_sequence_by_hand() -> None:
     no = IGNORE
     assert stream.num_sequences(7) == 1
     assert rows(stream.sequence(0, 7)) == (
-        [5, 6, 0, 8, 0, 0, 0], [6, 0, no, 0, no, no, no], [0, 1, 2, 0, 1, 0, 1], [0, 0, 0, 1, 1, 2, 2],
-    )  # fmt: skip
+        [5, 6, 0, 8, 0, 0, 0],
+        [6, 0, no, 0, no, no, no],
+        [0, 1, 2, 0, 1, 0, 1],
+        [0, 0, 0, 1, 1, 2, 2],
+    )
 
 
 def test_ignore_is_what_torch_ignores() -> None:

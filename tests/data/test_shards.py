@@ -4,6 +4,7 @@ it was written is said before training.
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -20,6 +21,7 @@ from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import Shard, ShardedStream, open_prepared, write_shard
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer
+from tests.test_imports import GRAPH, MODULES
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16, 17, 18]]
 
@@ -108,6 +110,16 @@ def test_ten_million_documents_cost_no_memory(tmp_path: Path) -> None:
     assert used < 2_000_000, (
         "a few hundred open maps, and nothing per document: 10 million would take 80 MB"
     )
+
+
+def test_preparing_needs_no_torch() -> None:
+    """Only the loader and what builds it may import it, at the top or in a function."""
+    waiting = [f"slm2_minimal.data.{name}" for name in ("shards", "mixture", "shuffle")]
+    for module in waiting:
+        source = MODULES[module].read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(import|from) torch\b", source, re.MULTILINE), module
+        waiting += GRAPH[module] - set(waiting)
+    assert "slm2_minimal.config" in waiting
 
 
 # What is not as it was written
@@ -242,7 +254,7 @@ def test_weights_epochs_and_a_part_of_the_sources_are_free(
     ).data
     found = open_prepared(config, tiny)
     assert list(found.streams) == ["de"]
-    assert found.tokens["de"] == found.streams["de"].shards[0].tokens > 0
+    assert found.streams["de"].num_tokens == found.streams["de"].shards[0].tokens > 0
 
 
 @pytest.mark.parametrize("field", ["text_field", "languages", "domains"])
@@ -277,7 +289,8 @@ from slm2_minimal.data.shards import ShardedStream, write_shard
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
 folder = Path(sys.argv[1])
-shards = [write_shard(folder, f"s-{i}", TokenStream.from_documents([[i + 1, i + 2]], 0)) for i in range(500)]
+streams = [TokenStream.from_documents([[i + 1, i + 2]], 0) for i in range(500)]
+shards = [write_shard(folder, f"s-{i}", stream) for i, stream in enumerate(streams)]
 stream = ShardedStream(folder, shards, 0)
 assert [int(stream.sequence(i, 3).input_ids[0]) for i in range(500)] == list(range(1, 501))
 for i in range(500):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm2_minimal.data.shuffle import Permutation, _mix
+from slm2_minimal.data.shuffle import Permutation, mix
 
 
 @given(length=st.integers(1, 700), key=st.lists(st.integers(0, 2**40), max_size=3))
@@ -19,7 +19,7 @@ def test_every_number_comes_exactly_once(length: int, key: list[int]) -> None:
 
 def test_the_mixing_function_is_splitmix64() -> None:
     # The first outputs of SplitMix64 seeded with 0, as published with the generator.
-    assert [_mix(n * 0x9E3779B97F4A7C15 & (2**64 - 1)) for n in range(2)] == [
+    assert [mix(n * 0x9E3779B97F4A7C15 & (2**64 - 1)) for n in range(2)] == [
         0xE220A8397B1DCDAF,
         0x6E789E6AA1B965F4,
     ]

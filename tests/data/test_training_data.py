@@ -16,7 +16,7 @@ from slm2_minimal.config import ConfigError, DataConfig, DataError, RunConfig, S
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import write_shard
-from slm2_minimal.data.training_data import assemble, build_loader
+from slm2_minimal.data.training_data import build_loader, open_training_data
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
@@ -70,7 +70,7 @@ def de(tmp_path: Path) -> str:
 
 
 def test_what_goes_where(en: str, de: str, tiny: SentencePieceTokenizer) -> None:
-    data = assemble(
+    data = open_training_data(
         config(first=SourceConfig(path=en, weight=3), second=SourceConfig(path=de)), tiny
     )
     assert 4 <= len(HELD_OUT) <= 12
@@ -96,7 +96,9 @@ def test_overlapping_sources_are_scored_once(
     both.mkdir()
     write(both / "a.jsonl", IDS, "en")
     write(both / "b.jsonl", IDS, "de")
-    data = assemble(config(first=SourceConfig(path=en), second=SourceConfig(path=str(both))), tiny)
+    data = open_training_data(
+        config(first=SourceConfig(path=en), second=SourceConfig(path=str(both))), tiny
+    )
     assert texts(data.held_out["en"], tiny) == [f"en {i}" for i in HELD_OUT]
     assert texts(data.held_out["de"], tiny) == [f"de {i}" for i in HELD_OUT]
     held_out = {f"{language} {i}" for language in ("en", "de") for i in HELD_OUT}
@@ -110,14 +112,16 @@ def test_the_same_id_on_different_texts_is_not_an_overlap(
 ) -> None:
     """Files without ids get them from their names, and two files may have the same."""
     other = write(tmp_path / "other.jsonl", IDS, "en", note=", another text")
-    data = assemble(config(first=SourceConfig(path=en), second=SourceConfig(path=other)), tiny)
+    data = open_training_data(
+        config(first=SourceConfig(path=en), second=SourceConfig(path=other)), tiny
+    )
     assert texts(data.held_out["en"], tiny) == [
         f"en {i}{note}" for note in ("", ", another text") for i in HELD_OUT
     ]
 
 
 def test_without_validation(en: str, tiny: SentencePieceTokenizer) -> None:
-    data = assemble(config(0, first=SourceConfig(path=en)), tiny)
+    data = open_training_data(config(0, first=SourceConfig(path=en)), tiny)
     assert data.held_out == {}
     assert texts(data.loader.streams[0], tiny) == [f"en {i}" for i in IDS]
 
@@ -125,7 +129,9 @@ def test_without_validation(en: str, tiny: SentencePieceTokenizer) -> None:
 def test_sources_can_be_narrowed(tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
     write(tmp_path / "a.jsonl", IDS, "en")
     write(tmp_path / "b.jsonl", IDS, "de")
-    data = assemble(config(only=SourceConfig(path=str(tmp_path), languages=("de",))), tiny)
+    data = open_training_data(
+        config(only=SourceConfig(path=str(tmp_path), languages=("de",))), tiny
+    )
     assert list(data.held_out) == list(data.token_counts) == ["de"]
 
 
@@ -133,7 +139,7 @@ def test_the_tiny_preset(tiny: SentencePieceTokenizer) -> None:
     """All nine sources, each with something to train on and something held out;
     together they are the corpus.
     """
-    data = assemble(DataConfig.preset("tiny"), tiny)
+    data = open_training_data(DataConfig.preset("tiny"), tiny)
     names = ["en", "de", "es", "fr", "it", "nl", "pt", "code", "math"]
     assert data.loader.names == names
     assert sorted(data.held_out) == sorted(data.token_counts) == sorted(names)
@@ -156,7 +162,7 @@ def test_the_same_configuration_is_the_same_data(
 ) -> None:
     def fingerprint(**changes: Any) -> str:
         base = config(first=SourceConfig(path=en), second=SourceConfig(path=de))
-        return assemble(base.replace(**changes), tiny).loader.fingerprint()
+        return open_training_data(base.replace(**changes), tiny).loader.fingerprint()
 
     assert fingerprint() == fingerprint()
     assert (
@@ -184,7 +190,7 @@ def loader_of(sources: dict[str, Any], **table: Any) -> Loader:
         name: TokenStream.from_documents([range(1, length)], 0)
         for name, length in (("a", 720), ("b", 80))
     }
-    return build_loader(data, streams, {"a": 720, "b": 80})
+    return build_loader(data, streams)
 
 
 def turns(loader: Loader, start: int, stop: int) -> Counter[str]:
@@ -228,13 +234,13 @@ def test_epochs_are_capped_by_source() -> None:
     """
     for cap, end in ((2.0, 40), (4.0, 80)):
         loader = loader_of({"a": {"max_epochs": 0.5}, "b": {"max_epochs": cap}})
-        loader.mixture.check(end)
+        loader.mixture.check_epochs(end)
         with pytest.raises(DataError, match=rf"^data\.sources\.b\.max_epochs = {cap}: "):
-            loader.mixture.check(end + 2)
+            loader.mixture.check_epochs(end + 2)
     with pytest.raises(
         DataError, match=r"^data\.sources\.b\.max_epochs = 4\.0: "
     ):  # where nothing is said
-        loader_of({"a": {}, "b": {}}).mixture.check(82)
+        loader_of({"a": {}, "b": {}}).mixture.check_epochs(82)
 
 
 @pytest.mark.parametrize("ready", [False, True], ids=["on the spot", "prepared"])
@@ -261,7 +267,7 @@ def test_shares_follow_the_tokens_that_are_trained_on(
         sum(len(tiny.encode(f"en {i}{note}")) + 1 for i in ids)
         for ids, note in ((kept, ""), (kept[:5], ", another text"))
     ]
-    weights = assemble(run, tiny).loader.mixture.stages[0].weights
+    weights = open_training_data(run, tiny).loader.mixture.stages[0].weights
     assert weights[0] / sum(weights) == pytest.approx(tokens[0] / sum(tokens), abs=1e-4)
     assert tokens[0] > 2 * tokens[1]
 
@@ -271,7 +277,7 @@ def test_shares_follow_the_tokens_that_are_trained_on(
 
 def test_nothing_to_read(tiny: SentencePieceTokenizer) -> None:
     with pytest.raises(ConfigError, match=r"^data\.sources = \{\}: nothing to read; name sources"):
-        assemble(config(), tiny)
+        open_training_data(config(), tiny)
 
 
 def test_a_source_that_is_held_out_whole(tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
@@ -280,7 +286,7 @@ def test_a_source_that_is_held_out_whole(tmp_path: Path, tiny: SentencePieceToke
         DataError,
         match=r"^data\.sources\.first: has no text to train on; .* data\.validation_percent$",
     ):
-        assemble(config(first=SourceConfig(path=path)), tiny)
+        open_training_data(config(first=SourceConfig(path=path)), tiny)
 
 
 def test_nothing_held_out(tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
@@ -290,9 +296,9 @@ def test_nothing_held_out(tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
         r" to 0 to train without validation"
     )
     with pytest.raises(DataError, match=complaint + "$"):
-        assemble(config(first=SourceConfig(path=path)), tiny)
+        open_training_data(config(first=SourceConfig(path=path)), tiny)
     with pytest.raises(DataError, match=complaint + ", and prepare another folder$"):
-        assemble(
+        open_training_data(
             prepared(tmp_path, {"validation_percent": 20, "sources": {"first": {"path": path}}}),
             tiny,
         )
@@ -304,7 +310,9 @@ def test_a_language_whose_held_out_text_is_empty_is_not_validated(
     de = tmp_path / "de.jsonl"
     rows = [{"id": i, "language": "de", "text": "" if i in HELD_OUT else "Ein Text."} for i in IDS]
     de.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = assemble(config(first=SourceConfig(path=en), second=SourceConfig(path=str(de))), tiny)
+    found = open_training_data(
+        config(first=SourceConfig(path=en), second=SourceConfig(path=str(de))), tiny
+    )
     assert list(found.held_out) == ["en"]
     assert sorted(found.token_counts) == ["de", "en"]
 
@@ -319,14 +327,14 @@ def test_a_prepared_language_without_held_out_tokens_is_not_validated(
         write_shard(path.parent, "held_out.de", TokenStream.from_documents([], tiny.eos_token_id))
     )
     path.write_text(json.dumps(manifest))
-    found = assemble(data, tiny)
+    found = open_training_data(data, tiny)
     assert list(found.held_out) == ["en"]
     assert texts(found.held_out["en"], tiny) == [f"en {i}" for i in HELD_OUT]
 
 
 def test_a_source_that_cannot_be_read(tiny: SentencePieceTokenizer) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
-        assemble(config(first=SourceConfig(path="nowhere.jsonl")), tiny)
+        open_training_data(config(first=SourceConfig(path="nowhere.jsonl")), tiny)
     with pytest.raises(
         DataError,
         match=(
@@ -334,4 +342,4 @@ def test_a_source_that_cannot_be_read(tiny: SentencePieceTokenizer) -> None:
             r" domains$"
         ),
     ):
-        assemble(config(first=SourceConfig(languages=("xx",))), tiny)
+        open_training_data(config(first=SourceConfig(languages=("xx",))), tiny)

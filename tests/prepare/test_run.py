@@ -15,7 +15,7 @@ import pytest
 
 from slm2_minimal.config import ConfigError, DataConfig, DataError, PrepareConfig, RunConfig
 from slm2_minimal.data.shards import open_prepared
-from slm2_minimal.data.training_data import assemble
+from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.prepare import run as module
 from slm2_minimal.prepare.minhash import LSH
 from slm2_minimal.prepare.run import prepare
@@ -48,7 +48,10 @@ def test_prepared_and_on_the_spot_are_the_same_to_training(
 ) -> None:
     run = config()
     prepare(run, quiet)
-    prepared, fresh = assemble(run.data, tiny), assemble(run.data.replace(prepared=None), tiny)
+    prepared, fresh = (
+        open_training_data(run.data, tiny),
+        open_training_data(run.data.replace(prepared=None), tiny),
+    )
     ours, theirs = prepared.loader.batch(0, 40), fresh.loader.batch(0, 40)
     for name in ("input_ids", "labels", "position_ids", "document_ids"):
         assert (getattr(ours, name) == getattr(theirs, name)).all()

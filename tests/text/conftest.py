@@ -2,14 +2,14 @@
 
 import pytest
 
-from slm2_minimal.text import tokenizer as module
+from slm2_minimal.text import arcade as module
 from slm2_minimal.text.corpus import load_corpus
 
 
 @pytest.fixture(scope="module")
 def ranks_file() -> bytes:
     """The bytes of cl100k's ranks file."""
-    return module._find_ranks()
+    return module.find_ranks()
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slm2_minimal.text.arcade import ARCADE_PATTERN, Arcade100k
 from slm2_minimal.text.bpe import Ranks, bpe_merge, encode_bpe, train_bpe
 from slm2_minimal.text.corpus import load_corpus
-from slm2_minimal.text.tokenizer import ARCADE_PATTERN, Arcade100k
 
 EVERYTHING = r"(?s).+"
 BYTES = {bytes([byte]): byte for byte in range(256)}

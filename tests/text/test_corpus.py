@@ -198,9 +198,17 @@ def test_arithmetic_is_the_same_on_every_machine() -> None:
 
 @pytest.mark.parametrize(
     ("document_id", "held_out_from"),
-    [("stories-001", 36), ("stories-002", 56), ("science-007", 67), ("code-001", 84), ("arithmetic-001", 4), ("arithmetic-042", 12),
-     ("café", 50), ("", 53)],
-)  # fmt: skip
+    [
+        ("stories-001", 36),
+        ("stories-002", 56),
+        ("science-007", 67),
+        ("code-001", 84),
+        ("arithmetic-001", 4),
+        ("arithmetic-042", 12),
+        ("café", 50),
+        ("", 53),
+    ],
+)
 def test_is_validation_never_changes(document_id: str, held_out_from: int) -> None:
     """The literal values make a change of the rule visible: it would move documents
     between training and validation of old runs.

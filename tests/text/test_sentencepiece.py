@@ -1,15 +1,18 @@
 """SentencePiece models: the committed one, and training."""
 
 import hashlib
+import io
 import unicodedata
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from slm2_minimal.config import PRESET_DIR, DataError
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
-from slm2_minimal.text.tokenizer import SentencePieceTokenizer, load_tokenizer, train_sentencepiece
+from slm2_minimal.text.sentence_piece import train_sentencepiece
+from slm2_minimal.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 # SentencePiece models
 
@@ -63,6 +66,27 @@ def test_training_normalises(tmp_path: Path, some_texts: list[str]) -> None:
         [*some_texts, unicodedata.normalize("NFD", "café naïve " * 50)], tmp_path / "b.model", 400
     )
     assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
+
+
+def test_all_control_symbols_are_special_tokens(some_texts: list[str]) -> None:
+    """Also of a model that was not trained here; what is longer is found first."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(some_texts),
+        model_writer=model,
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        control_symbols=["<turn>", "<turn>s"],
+        minloglevel=2,
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue(), "chat")
+    assert tokenizer.special_tokens == {"<s>": 1, "</s>": 2, "<turn>": 3, "<turn>s": 4}
+    ids = tokenizer.encode("<turn>Hi<turn>s</s>", allow_special=True)
+    assert ids == [3, *tokenizer.encode("Hi"), 4, 2]
+    assert not {1, 2, 3, 4} & set(tokenizer.encode("<turn>Hi<turn>s</s>"))
+    assert tokenizer.encode("\u2581<s>", allow_special=True)[-1] == 1
 
 
 @pytest.mark.parametrize(("texts", "size"), [(["a b c"], 5000), (["a b c"], 10), ([], 300)])

@@ -14,19 +14,22 @@ import tiktoken.load
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slm2_minimal.text import tokenizer as module
+from slm2_minimal.text import arcade as module
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer, Tokenizer
 
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 SPECIAL_TOKENS = {
-    100257: "<|endoftext|>", 100258: "<|fim_prefix|>", 100259: "<|fim_middle|>", 100260: "<|fim_suffix|>", 100261: "<|fim_pad|>",
-    100262: "<gh_stars>", 100263: "<filename>", 100264: "<issue_start>", 100265: "<issue_comment>", 100266: "<issue_closed>",
-    100267: "<jupyter_start>", 100268: "<jupyter_text>", 100269: "<jupyter_code>", 100270: "<jupyter_output>", 100271: "<empty_output>",
-    100272: "<commit_before>", 100273: "<commit_msg>", 100274: "<commit_after>", 100275: "<reponame>",
+    100257: "<|endoftext|>", 100258: "<|fim_prefix|>", 100259: "<|fim_middle|>",
+    100260: "<|fim_suffix|>", 100261: "<|fim_pad|>", 100262: "<gh_stars>", 100263: "<filename>",
+    100264: "<issue_start>", 100265: "<issue_comment>", 100266: "<issue_closed>",
+    100267: "<jupyter_start>", 100268: "<jupyter_text>", 100269: "<jupyter_code>",
+    100270: "<jupyter_output>", 100271: "<empty_output>", 100272: "<commit_before>",
+    100273: "<commit_msg>", 100274: "<commit_after>", 100275: "<reponame>",
     100276: "<|endofprompt|>", 100277: "<|im_start|>", 100278: "<|im_end|>", 100279: "<|pause|>",
-    100280: "<|reg0|>", 100281: "<|reg1|>", 100282: "<|reg2|>", 100283: "<|reg3|>", 100284: "<|reg4|>", 100285: "<|reg5|>",
-    100286: "<|reg6|>", 100287: "<|reg7|>", 100288: "<|extra0|>",
+    100280: "<|reg0|>", 100281: "<|reg1|>", 100282: "<|reg2|>", 100283: "<|reg3|>",
+    100284: "<|reg4|>", 100285: "<|reg5|>", 100286: "<|reg6|>", 100287: "<|reg7|>",
+    100288: "<|extra0|>",
 }  # fmt: skip
 CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -37,9 +40,11 @@ CL100K_PATTERN = (
 # look like what they are not.
 PIECES = [
     *" \n\r\t\v\f\x00\x1c\x85\xa0\u1680\u2003\u2028\u3000\ufeff\u200b\u200d\u2581",
-    *"aZsSſtTrReElLdDmMéßœñÅΩж'’", "e\u0301", *"\u0301\u0316\u0327\u0345\u0340", "か\u3099", *"漢字가ᄀ\u1161\u11a8",
+    *"aZsSſtTrReElLdDmMéßœñÅΩж'’", "e\u0301", *"\u0301\u0316\u0327\u0345\u0340",
+    "か\u3099", *"漢字가ᄀ\u1161\u11a8",
     *"019٣५²½Ⅷ", *'.,!?<|>_-(){}"`#', "😀", "👩\u200d💻", "🇩🇪",
-    "  ", "\n\n", "\r\n", " \n", "\n ", "'s", "'LL", "<|endoftext|>", "</s>", "<unk>", "<0x0A>", " the", "tion",
+    "  ", "\n\n", "\r\n", " \n", "\n ", "'s", "'LL", " the", "tion",
+    "<|endoftext|>", "</s>", "<unk>", "<0x0A>",
 ]  # fmt: skip
 nasty_text = st.lists(st.sampled_from(PIECES), max_size=25).map("".join)
 any_text = st.one_of(st.text(max_size=60), nasty_text)
@@ -135,6 +140,17 @@ def test_arcade_is_not_cl100k_on_digits(arcade: Arcade100k, cl100k: tiktoken.Enc
 
 
 # Normalisation and special tokens
+
+
+def test_special_tokens_are_what_allow_special_takes(tokenizer: Tokenizer) -> None:
+    assert tokenizer.eos_token_id in tokenizer.special_tokens.values()
+    for name, token_id in tokenizer.special_tokens.items():
+        assert tokenizer.encode(f"a{name}b", allow_special=True) == [
+            *tokenizer.encode("a"),
+            token_id,
+            *tokenizer.encode("b"),
+        ]
+        assert token_id not in tokenizer.encode(name)
 
 
 def test_both_normalise_to_nfc(tokenizer: Tokenizer) -> None:
@@ -309,18 +325,25 @@ def test_token_bytes_make_up_the_text(tokenizer: Tokenizer) -> None:
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
 
 
+def as_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The ids of a text by the fast path, without the end of text behind them."""
+    ids, lengths = tokenizer.encode_documents([text])
+    assert ids.dtype == np.uint32
+    assert lengths.tolist() == [len(ids)]
+    assert ids[-1] == tokenizer.eos_token_id
+    return ids[:-1]
+
+
 @given(text=st.text())
-def test_arrays_hold_the_same_ids(tokenizer: Tokenizer, text: str) -> None:
+def test_documents_hold_the_same_ids(tokenizer: Tokenizer, text: str) -> None:
     normal = unicodedata.normalize("NFC", text)
-    array = tokenizer.encode_array(normal)
-    assert array.dtype == np.uint32
-    assert array.tolist() == tokenizer.encode(normal)
+    assert as_document(tokenizer, normal).tolist() == tokenizer.encode(normal)
 
 
-def test_arrays_hold_no_special_ids(arcade: Arcade100k) -> None:
+def test_documents_hold_no_special_ids(arcade: Arcade100k) -> None:
     text = "<|endoftext|> and <|im_start|>"
-    assert arcade.encode_array(text).tolist() == arcade.encode(text)
-    assert max(arcade.encode_array(text)) < 100_256
+    assert as_document(arcade, text).tolist() == arcade.encode(text)
+    assert max(as_document(arcade, text)) < 100_256
 
 
 # White space without an end
@@ -367,7 +390,7 @@ def test_long_runs_that_tiktoken_can_do(arcade: Arcade100k, blank: str, length: 
     text = f"one two\n{blank * length}end"
     expected = tiktoken.Encoding.encode_ordinary(arcade.encoding, text)
     assert arcade.encode(text) == expected
-    assert arcade.encode_array(text).tolist() == expected
+    assert as_document(arcade, text).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -385,9 +408,9 @@ def test_a_run_that_is_too_long_for_tiktoken(arcade: Arcade100k, end: str, speci
     assert arcade.encode(text, allow_special=special) == [word, *[first] * 2_001, *rest]
 
 
-def test_a_run_that_is_too_long_in_arrays_batches_and_streams(arcade: Arcade100k) -> None:
+def test_a_run_that_is_too_long_in_documents_batches_and_streams(arcade: Arcade100k) -> None:
     text = "table" + " " * 1_000_064 + "end"
     ids = arcade.encode(text)
-    assert arcade.encode_array(text).tolist() == ids
+    assert as_document(arcade, text).tolist() == ids
     assert arcade.encode_batch([text, "a b"]) == [ids, arcade.encode("a b")]
     assert list(arcade.encode_stream([text[:600_000], text[600_000:]])) == ids

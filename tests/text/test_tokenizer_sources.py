@@ -12,8 +12,9 @@ import tiktoken
 import tiktoken.load
 
 from slm2_minimal.config import PRESET_DIR, DataError
-from slm2_minimal.text import tokenizer as module
-from slm2_minimal.text.tokenizer import RANKS_URL, Arcade100k, load_tokenizer
+from slm2_minimal.text import arcade as module
+from slm2_minimal.text.arcade import RANKS_URL
+from slm2_minimal.text.tokenizer import Arcade100k, load_tokenizer
 
 # Where vocabularies come from, and what is wrong with them
 
