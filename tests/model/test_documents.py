@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 from slm2_minimal.config import ModelConfig
-from slm2_minimal.model import attention, transformer
+from slm2_minimal.model import attention, masks, transformer
 from slm2_minimal.model.attention import Attention, attend, reference_attention
 from slm2_minimal.model.block import Block
 from slm2_minimal.model.masks import document_blocks, document_mask, packed_mask
@@ -164,7 +164,7 @@ def test_a_gpu_gets_blocks_and_a_cpu_the_dense_mask(monkeypatch: pytest.MonkeyPa
     mask = packed_mask(ids)
     assert isinstance(mask, Tensor)
     assert torch.equal(mask, document_mask(ids))
-    monkeypatch.setattr(attention, "document_blocks", lambda ids: f"blocks of {ids.name}")
+    monkeypatch.setattr(masks, "document_blocks", lambda ids: f"blocks of {ids.name}")
     assert packed_mask(SimpleNamespace(is_cuda=True, name="ids")) == "blocks of ids"  # type: ignore[arg-type]
 
 
