@@ -40,9 +40,7 @@ TENSORS = re.compile(  # every tensor of the format; all norms have biases in it
 
 
 def resolve(path_or_repo_id: str | Path) -> Path:
-    """A local folder as it is; anything that looks like `owner/name` is fetched from
-    the Hub, weights and config only.
-    """
+    """A local folder as it is; `owner/name` is fetched from the Hub, without code."""
     name, folder = str(path_or_repo_id), Path(path_or_repo_id)
     if folder.is_dir():
         return folder
@@ -94,15 +92,12 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     """
     fields = dataclasses.asdict(config)
     del fields["norm_bias"], fields["final_norm_bias"]
+    rope = {name: fields[name] for name in ("rope_theta", "partial_rotary_factor")}
     return {
         "architectures": ["StableLmForCausalLM"],
         **FIXED,
         **fields,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": config.rope_theta,
-            "partial_rotary_factor": config.partial_rotary_factor,
-        },
+        "rope_parameters": {"rope_type": "default", **rope},
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
     }
@@ -131,21 +126,15 @@ def read_weights(
             ) from None
 
     # every key and every shape
-    expected = model.state_dict()
     if tied and "lm_head.weight" not in weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    missing = sorted(expected.keys() - weights.keys())
-    unknown = sorted(weights.keys() - expected.keys())
-    if missing or unknown:
-        raise CheckpointError(
-            f"{folder}: weights do not fit {CONFIG}: missing {missing[:3] or 'none'}, unknown"
-            f" {unknown[:3] or 'none'}"
-        )
-    for key, value in expected.items():
-        if weights[key].shape != value.shape:
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    for key in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(key) != expected.get(key):
             raise CheckpointError(
-                f"{key} in {folder}: shape {tuple(weights[key].shape)}, but {CONFIG} asks for"
-                f" {tuple(value.shape)}"
+                f"{key}: shape {shapes.get(key, 'missing')} in {folder}, but {CONFIG} asks for"
+                f" {expected.get(key, 'no such tensor')}; use weights and config of one model"
             )
     return {key: weights[key].to(dtype) for key in expected}
 
@@ -216,13 +205,10 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int) -> dict[str, dict[str, T
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not valid JSON"
         raise CheckpointError(
-            f"{path}: {error.strerror}; a model folder holds {CONFIG} and {WEIGHTS}"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}: not valid JSON ({error}); download or save it again"
+            f"{path}: {reason}; a model folder holds {CONFIG} and {WEIGHTS}, download it again"
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object; download or save it again")

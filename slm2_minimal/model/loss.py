@@ -2,10 +2,9 @@
 logits of the whole batch.
 
 For a vocabulary of 100,352 and 2 x 4096 tokens the fp32 logits alone are 3.3 GB, and
-softmax, its gradient and their copies several times that. Here a chunk of tokens at a
-time is projected. Training takes the gradient of a chunk at once, so that only one
-chunk's logits ever live, and needs the same three matrix products as any
-implementation. The report computes this loss in fp32 (report section 3).
+softmax, its gradient and their copies several times that. Here only one chunk's logits
+ever live. Training takes a chunk's gradient at once, and needs the same three matrix
+products as any implementation. The report computes this loss in fp32.
 """
 
 from typing import Any

@@ -4,8 +4,6 @@ section 2).
 Module names are Hugging Face's, so that the state dict is the released file's, key for
 key. The model knows nothing of process groups or of training: whatever distributes it
 is applied from outside.
-
-Shapes: B batch, T tokens, H heads, D head dim, C channels, V vocabulary.
 """
 
 import math
@@ -112,11 +110,11 @@ class StableLM2(nn.Module):
         """
         new = input_ids.shape[1]
         past = 0 if cache is None else cache.length
-        if past + new > self.config.max_position_embeddings:
+        context = self.config.max_position_embeddings
+        if past + new > context:
             raise DataError(
                 f"input_ids = {past + new} tokens: longer than the context,"
-                f" max_position_embeddings = {self.config.max_position_embeddings}; shorten the"
-                " input"
+                f" max_position_embeddings = {context}; shorten the input"
             )
 
         # who sees whom, and by how much each position is turned

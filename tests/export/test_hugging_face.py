@@ -11,9 +11,16 @@ from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
 
 SMALL = ModelConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-    max_position_embeddings=48, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=48,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 
 
 @pytest.fixture

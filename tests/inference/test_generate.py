@@ -15,9 +15,16 @@ from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.tokenizer import load_tokenizer
 
 SMALL = ModelConfig(
-    vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-    max_position_embeddings=48, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=1024,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=48,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,16 @@ from slm2_minimal.model.transformer import StableLM2
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 SMALL = ModelConfig(
-    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 PACKED = [  # lengths of the documents of each row
     [[5, 1, 9, 3]],  # less than a block
     [[128, 128]],  # borders between blocks
@@ -199,16 +206,20 @@ def keep_products_and_attention(
 
 KINDS: dict[str, Callable[[Block], None]] = {
     "plain": lambda block: None,
-    "full": lambda block: setattr(block, "forward", partial(checkpoint, block.forward, use_reentrant=False)),
+    "full": lambda block: setattr(
+        block, "forward", partial(checkpoint, block.forward, use_reentrant=False)
+    ),
     "selective": lambda block: setattr(
         block,
         "forward",
         partial(
-            checkpoint, block.forward, use_reentrant=False,
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
             context_fn=partial(create_selective_checkpoint_contexts, keep_products_and_attention),
         ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

@@ -3,6 +3,7 @@ own, and their independence of how a batch is cut.
 """
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -189,21 +190,43 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss", [summed_cross_entropy, token_log_probs])
 def test_the_logits_of_the_whole_batch_never_live(
-    loss: object, monkeypatch: pytest.MonkeyPatch
+    loss: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No tensor of forward or backward is larger than a chunk's logits."""
     monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 4 * 97 * 20)
     hidden, head, labels = inputs()
     with LargestTensor() as largest:
-        loss(hidden, head, labels).sum().backward()  # type: ignore[operator]
+        loss(hidden, head, labels).sum().backward()
     assert largest.elements == max(97 * 20, hidden.numel())
+
+
+@pytest.mark.parametrize("loss", [summed_cross_entropy, token_log_probs])
+def test_a_gpus_host_never_waits_for_a_value(loss: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward run on the meta device, where no tensor has values: neither
+    a number nor a shape is made of one.
+    """
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "meta", 4 * 97 * 20)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    hidden = torch.empty(3, 40, 16, device="meta", requires_grad=True)
+    head = nn.Linear(16, 97, bias=False, device="meta")
+    loss(hidden, head, torch.empty(3, 40, dtype=torch.int64, device="meta")).sum().backward()
+    assert hidden.grad is not None
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        (hidden > 0).nonzero()
 
 
 def small_model_and_batch() -> tuple[StableLM2, Batch]:
     config = ModelConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = StableLM2(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

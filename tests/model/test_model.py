@@ -18,9 +18,16 @@ from slm2_minimal.model.rope import apply_rotary, rotary_angles
 from slm2_minimal.model.transformer import StableLM2
 
 SMALL = ModelConfig(
-    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 
 
 @pytest.fixture
