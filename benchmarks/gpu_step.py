@@ -58,9 +58,17 @@ WITNESS = (  # its gradient shows what the first attention gave and what all tha
     "model.layers.0.self_attn.o_proj.weight"
 )
 SMALL = ModelConfig(
-    vocab_size=512, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
-    max_position_embeddings=256, initializer_range=0.1, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=256,
+    initializer_range=0.1,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 OURS = [  # rows, compiled, checkpointing
     ("whole", False, "none"),
     ("packed", False, "none"),
@@ -167,11 +175,21 @@ class Bench:
 
         ours = self.run.model
         config = Config(
-            block_size=ours.max_position_embeddings, n_layer=ours.num_hidden_layers, n_embd=ours.hidden_size,
-            n_head=ours.num_attention_heads, n_query_groups=ours.num_key_value_heads, intermediate_size=ours.intermediate_size,
-            vocab_size=ours.vocab_size, padded_vocab_size=ours.vocab_size, rotary_percentage=ours.partial_rotary_factor,
-            norm_eps=ours.layer_norm_eps, mlp_class_name="LLaMAMLP", parallel_residual=False, bias=False, attn_bias=True,
-        )  # fmt: skip
+            block_size=ours.max_position_embeddings,
+            n_layer=ours.num_hidden_layers,
+            n_embd=ours.hidden_size,
+            n_head=ours.num_attention_heads,
+            n_query_groups=ours.num_key_value_heads,
+            intermediate_size=ours.intermediate_size,
+            vocab_size=ours.vocab_size,
+            padded_vocab_size=ours.vocab_size,
+            rotary_percentage=ours.partial_rotary_factor,
+            norm_eps=ours.layer_norm_eps,
+            mlp_class_name="LLaMAMLP",
+            parallel_residual=False,
+            bias=False,
+            attn_bias=True,
+        )
         with self.device:
             model = GPT(config)
         names = {

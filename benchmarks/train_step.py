@@ -33,21 +33,29 @@ from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_ra
 from slm2_minimal.train.step import accumulate_gradients
 
 CONFIG = ModelConfig(
-    vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8,
-    max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
-ROWS, TOKENS, RATE = 4, 512, 1e-4
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    max_position_embeddings=512,
+    bos_token_id=0,
+    eos_token_id=0,
+)
+SIDES = ("slm2_minimal", "transformers")
+BATCH_SIZE = 4
+SEQ_LEN = 512
+LR = 1e-4
 
 
 def batch(device: torch.device) -> Batch:
     """Random ids, one document a row, as transformers sees them."""
-    ids = torch.randint(
-        0, CONFIG.vocab_size, (ROWS, TOKENS + 1), generator=torch.Generator().manual_seed(0)
-    )
-    positions = torch.arange(TOKENS).expand(ROWS, TOKENS)
-    return Batch(
-        ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions, torch.zeros_like(positions)
-    ).to(device)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, CONFIG.vocab_size, (BATCH_SIZE, SEQ_LEN + 1), generator=generator)
+    input_ids, labels = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    positions = torch.arange(SEQ_LEN).expand(BATCH_SIZE, SEQ_LEN)
+    return Batch(input_ids, labels, positions, torch.zeros_like(positions)).to(device)
 
 
 def ours(device: torch.device, dtype: torch.dtype, compiled: bool) -> Callable[[], float]:
@@ -57,7 +65,7 @@ def ours(device: torch.device, dtype: torch.dtype, compiled: bool) -> Callable[[
     if compiled:
         compile_blocks(model)
     optimizer = build_optimizer(model, OptimizerConfig())
-    set_rate(optimizer, RATE)
+    set_rate(optimizer, LR)
     data = batch(device)
 
     def step() -> float:
@@ -85,28 +93,21 @@ def theirs(device: torch.device, dtype: torch.dtype, compiled: bool) -> Callable
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         StableLM2(CONFIG).save_pretrained(folder)
-        model = (
-            StableLmForCausalLM.from_pretrained(
-                folder, attn_implementation="sdpa", dtype=torch.float32
-            )
-            .to(device)
-            .train()
+        model = StableLmForCausalLM.from_pretrained(
+            folder, attn_implementation="sdpa", dtype=torch.float32
         )
+    model.to(device).train()
     if compiled:
         compile_blocks(model)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
     data = batch(device)
 
     def step() -> float:
         with autocast(device, dtype):
-            loss = model(
-                input_ids=data.input_ids,
-                labels=data.labels,
-                shift_labels=data.labels,
-                use_cache=False,
-            ).loss
+            labels = {"labels": data.labels, "shift_labels": data.labels}
+            loss = model(input_ids=data.input_ids, use_cache=False, **labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -125,9 +126,10 @@ def measure(
         "transformers": theirs(device, dtype, compiled),
     }
     losses = {name: step() for name, step in sides.items()}
-    assert abs(losses["slm2_minimal"] - losses["transformers"]) < 0.02, (
-        f"not the same work: {losses}"
-    )
+    difference = abs(losses["slm2_minimal"] - losses["transformers"])
+    assert difference < 0.02, f"not the same work: {losses}"
+
+    # one step of each in turn
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, step in sides.items():
@@ -136,17 +138,19 @@ def measure(
             step()
             synchronize(device)
             seconds[name].append(time.perf_counter() - start)
-    peak = matmul_rate(device, dtype, 2048)
-    flops = flops_per_token(CONFIG, TOKENS) * ROWS * TOKENS
-    return {
-        name: {
-            "seconds": statistics.median(times),
+
+    peak_flops = matmul_rate(device, dtype, 2048)
+    tokens = BATCH_SIZE * SEQ_LEN
+    results = {"peak": {"gflops": peak_flops / 1e9}}
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        results[name] = {
+            "seconds": median,
             "fastest": min(times),
-            "tokens_per_second": ROWS * TOKENS / statistics.median(times),
-            "share_of_peak": flops / statistics.median(times) / peak,
+            "tokens_per_second": tokens / median,
+            "share_of_peak": flops_per_token(CONFIG, SEQ_LEN) * tokens / median / peak_flops,
         }
-        for name, times in seconds.items()
-    } | {"peak": {"gflops": peak / 1e9}}
+    return results
 
 
 def peak_memory(side: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> float:
@@ -166,12 +170,8 @@ def peak_memory(side: str, device: torch.device, dtype: torch.dtype, compiled: b
 
 def resident_peak() -> float:
     """The highest resident size of this process so far, in MiB (Linux)."""
-    line = next(
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
-    )
-    return int(line.split()[1]) / 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:
@@ -182,47 +182,40 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument(
-        "--memory-of", choices=("slm2_minimal", "transformers"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device, dtype = pick_device("auto"), getattr(torch, options.dtype)
     if options.memory_of:
         print(peak_memory(options.memory_of, device, dtype, options.compile))
         return
+
+    # seconds here, memory in a process for each side
     results = measure(device, dtype, options.rounds, options.compile)
-    for name in ("slm2_minimal", "transformers"):
-        command = [
-            sys.executable,
-            __file__,
-            "--dtype",
-            options.dtype,
-            "--memory-of",
-            name,
-            *(["--compile"] if options.compile else []),
-        ]
-        results[name]["peak_mib"] = float(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]
+    command = [sys.executable, __file__, "--dtype", options.dtype]
+    if options.compile:
+        command.append("--compile")
+    for name in SIDES:
+        child = subprocess.run(
+            [*command, "--memory-of", name], capture_output=True, text=True, check=True
         )
-    how = (
-        f"{options.dtype}{', compiled' * options.compile} on {device}, {torch.get_num_threads()}"
-        " threads"
+        results[name]["peak_mib"] = float(child.stdout.split()[-1])
+
+    # the table
+    blocks = "compiled" if options.compile else "eager"
+    print(
+        f"{options.dtype}, {blocks}, on {device}, {torch.get_num_threads()} threads; matrix product"
+        f" {results['peak']['gflops']:,.0f} GFLOP/s"
     )
-    print(f"{how}; matrix product {results['peak']['gflops']:,.0f} GFLOP/s")
-    for name in ("slm2_minimal", "transformers"):
+    for name in SIDES:
         row = results[name]
         print(
             f"{name:<14}{row['tokens_per_second']:>9,.0f} tokens/s {row['seconds'] * 1e3:>8.0f} ms"
             f" (fastest {row['fastest'] * 1e3:.0f}) {row['share_of_peak']:>7.1%} of peak"
             f" {row['peak_mib']:>7,.0f} MiB"
         )
-    ratio = (
-        results["slm2_minimal"]["tokens_per_second"] / results["transformers"]["tokens_per_second"]
-    )
-    print(
-        f"ratio {ratio:.2f}; of the fastest steps"
-        f" {results['transformers']['fastest'] / results['slm2_minimal']['fastest']:.2f}"
-    )
+    us, them = (results[name] for name in SIDES)
+    ratio = us["tokens_per_second"] / them["tokens_per_second"]
+    print(f"ratio {ratio:.2f}; of the fastest steps {them['fastest'] / us['fastest']:.2f}")
     print(json.dumps(results))
 
 

@@ -348,8 +348,10 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.distributed.checkpoint import load_model
     from slm2_minimal.distributed.device import pick_device
     from slm2_minimal.inference.generate import stream_text
+    from slm2_minimal.inference.sampling import Sampling
     from slm2_minimal.text.tokenizer import load_tokenizer
 
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
     given = (
         load_tokenizer(options.tokenizer) if options.tokenizer else None
     )  # before the model, which takes longer
@@ -363,32 +365,17 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
             f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
             f" {model.config.vocab_size}; name the one it was trained with"
         )
+    pieces = stream_text(model, tokenizer, options.prompt, options.max_new_tokens, sampling)
     print(options.prompt, end="", flush=True)
-    sampling = {
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "seed": options.seed,
-    }
-    for piece in stream_text(model, tokenizer, options.prompt, options.max_new_tokens, **sampling):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
-    import torch
+    from slm2_minimal.export.hugging_face import export
 
-    from slm2_minimal.distributed.checkpoint import load_model
-
-    out = Path(options.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(
-            f"out = {options.out!r}: is there already; name a new folder, or an empty one"
-        )
-    model, tokenizer_name = load_model(options.model)
-    model.to(getattr(torch, options.dtype)).save_pretrained(out)
-    trained = "" if tokenizer_name is None else f"; its tokenizer is {tokenizer_name}"
-    print(f"{out}: {model.config.num_parameters():,} parameters in {options.dtype}{trained}")
+    print(export(options.model, options.out, options.dtype))
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> None:

@@ -1,15 +1,14 @@
-"""Sampling text from a model: temperature, top-k, top-p, stop ids, one token at a time
-(with a key-value cache).
-"""
+"""Text from a model, one token at a time on a key-value cache."""
 
 from collections.abc import Collection, Iterator
-from typing import Any
+from itertools import takewhile
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from slm2_minimal.config import DataError
+from slm2_minimal.inference.sampling import Sampling
 from slm2_minimal.model.cache import KeyValueCache
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.tokenizer import Tokenizer
@@ -29,50 +28,75 @@ def generate(
     """The prompts with up to `max_new_tokens` sampled ids behind them: (B, T) -> (B, T
     + new).
 
-    Sampling ends early once every row has drawn a stop id; a row that ended before the
-    others repeats the stop id it drew. Temperature 0 is greedy. The same seed gives the
-    same ids on the same machine; None draws a fresh one.
+    It ends early once every row has drawn a stop id; a row that ended before the others
+    repeats the stop id it drew. The options are those of `Sampling`.
 
     Raises:
         DataError: an empty prompt, more tokens than the context holds, or sampling
         options out of range.
     """
-    steps = stream(
-        model,
-        input_ids,
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        stop_ids=stop_ids,
-    )
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    steps = stream(model, input_ids, max_new_tokens, sampling, stop_ids=stop_ids)
     return torch.cat([input_ids, *(ids[:, None] for ids in steps)], dim=1)
 
 
-@torch.no_grad()
 def stream(
     model: StableLM2,
     input_ids: Int[Tensor, "B T"],
     max_new_tokens: int,
+    sampling: Sampling,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
     stop_ids: Collection[int] = (),
+    cache: KeyValueCache | None = None,
 ) -> Iterator[Int[Tensor, " B"]]:
-    """`generate`, but yielding each step's B new ids as soon as they are drawn."""
-    _check(model, input_ids, max_new_tokens, temperature, top_k, top_p)
-    generator = torch.Generator(device=input_ids.device)
-    _ = generator.seed() if seed is None else generator.manual_seed(seed)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=input_ids.device)
-    cache = KeyValueCache.empty(model.config)
-    fresh, ended = input_ids, torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    """`generate`, but yielding each step's B new ids as soon as they are drawn. What
+    `generate` refuses is refused here at once, before the first step.
+
+    `cache` holds tokens that come before `input_ids`, and will hold those, too, and all
+    that are drawn but the last. Left out, it is one of this text alone.
+    """
+    batch_size, prompt = input_ids.shape
+    past = 0 if cache is None else cache.length
+    room = model.config.max_position_embeddings - past
+    if cache is not None:
+        room = min(room, cache.capacity - past)
+    if prompt == 0:
+        raise DataError(
+            "input_ids = 0 tokens: give a prompt of at least one token, the end-of-text token for"
+            " free text"
+        )
+    if max_new_tokens < 0:
+        raise DataError(f"max_new_tokens = {max_new_tokens}: must not be negative")
+    if prompt + max_new_tokens > room:
+        raise DataError(
+            f"max_new_tokens = {max_new_tokens}: with a prompt of {prompt} more than the context of"
+            f" {room}; ask for at most {max(0, room - prompt)}"
+        )
+
+    if cache is None:
+        length, dtype = prompt + max_new_tokens, model.lm_head.weight.dtype
+        cache = KeyValueCache.allocate(model.config, batch_size, length, input_ids.device, dtype)
+    return _steps(model, input_ids, max_new_tokens, sampling, stop_ids, cache)
+
+
+@torch.no_grad()
+def _steps(
+    model: StableLM2,
+    fresh: Int[Tensor, "B T"],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_ids: Collection[int],
+    cache: KeyValueCache,
+) -> Iterator[Int[Tensor, " B"]]:
+    """The loop of `stream`, everything checked; `fresh` is what the model has not
+    read.
+    """
+    generator = sampling.generator(fresh.device)
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=fresh.device)
+    ended = torch.zeros(len(fresh), dtype=torch.bool, device=fresh.device)
     for _ in range(max_new_tokens):
-        logits = model(fresh, cache=cache, head=lambda hidden, weight: hidden[:, -1] @ weight.T)
-        drawn = sample(logits.float(), temperature, top_k, top_p, generator)
-        drawn = torch.where(ended, fresh[:, -1], drawn)
+        logits = model(fresh, cache=cache, head=_last_logits)
+        drawn = torch.where(ended, fresh[:, -1], sampling.draw(logits, generator))
         yield drawn
         ended = ended | torch.isin(drawn, stops)
         if ended.all():
@@ -80,81 +104,20 @@ def stream(
         fresh = drawn[:, None]
 
 
-def sample(
-    logits: Float[Tensor, "B V"],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator | None = None,
-) -> Int[Tensor, " B"]:
-    """Draw one id per row. First the temperature, then the `top_k` likeliest, then the
-    fewest that hold `top_p` of what is left.
-    """
-    if temperature == 0 or top_k == 1:
-        return logits.argmax(dim=-1)
-    probabilities = (logits / temperature).softmax(dim=-1)
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    if top_k is not None:
-        ordered[:, top_k:] = 0
-        ordered /= ordered.sum(dim=-1, keepdim=True)
-    if top_p is not None:
-        before = (
-            ordered.cumsum(dim=-1) - ordered
-        )  # the mass of the likelier ids: the first id is always kept
-        ordered[before >= top_p] = 0
-    return ids.gather(1, torch.multinomial(ordered, 1, generator=generator)).squeeze(1)
-
-
-def _check(
-    model: StableLM2,
-    input_ids: Tensor,
-    new: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
-    context = model.config.max_position_embeddings
-    if input_ids.shape[1] == 0:
-        raise DataError(
-            "input_ids = 0 tokens: give a prompt of at least one token, the end-of-text token for"
-            " free text"
-        )
-    if input_ids.shape[1] + new > context:
-        raise DataError(
-            f"max_new_tokens = {new}: with a prompt of {input_ids.shape[1]} more than the context"
-            f" of {context}; ask for at most {max(0, context - input_ids.shape[1])}"
-        )
-    if new < 0:
-        raise DataError(f"max_new_tokens = {new}: must not be negative")
-    if not 0 <= temperature < float("inf"):
-        raise DataError(
-            f"temperature = {temperature}: must be a finite number from 0 on; 0 is greedy"
-        )
-    if top_k is not None and top_k < 1:
-        raise DataError(f"top_k = {top_k}: must be at least 1; leave it out to keep all ids")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise DataError(
-            f"top_p = {top_p}: must lie above 0 and at most at 1; leave it out to keep all ids"
-        )
+def _last_logits(hidden: Tensor, head: nn.Module) -> Tensor:
+    return head(hidden[:, -1])
 
 
 def stream_text(
-    model: StableLM2, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, **options: Any
+    model: StableLM2, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[str]:
     """The continuation of `prompt` as text, piece by piece, until the end-of-text
     token. An empty prompt starts a text of its own.
 
-    `options` are those of `generate`. Characters whose bytes are spread over several
-    tokens appear once they are whole.
+    Characters whose bytes are spread over several tokens appear once they are whole.
     """
-    ids = tokenizer.encode(prompt) or [tokenizer.eos_token_id]
-    device = model.lm_head.weight.device
-    steps = stream(
-        model,
-        torch.tensor([ids], device=device),
-        max_new_tokens,
-        stop_ids=[tokenizer.eos_token_id],
-        **options,
-    )
+    end = tokenizer.eos_token_id
+    ids = torch.tensor([tokenizer.encode(prompt) or [end]], device=model.lm_head.weight.device)
+    steps = stream(model, ids, max_new_tokens, sampling, stop_ids=[end])
     drawn = (int(step[0]) for step in steps)
-    yield from tokenizer.decode_stream(token for token in drawn if token != tokenizer.eos_token_id)
+    return tokenizer.decode_stream(takewhile(lambda token: token != end, drawn))

@@ -1,14 +1,13 @@
-"""Causal self-attention with biases on q, k and v only (report section 2.3), a readable
-reference beside it, and the key-value cache.
+"""Causal self-attention with biases on q, k and v only (report section 2), and a
+readable reference beside it.
 
-Attention is the one place where tokens meet. In a packed sequence they meet only inside
-their own document: `document_mask` says who may look at whom, and everything else in
-the model acts on each token alone.
+Attention is the one place where tokens meet: everything else in the model acts on each
+token alone. `masks` says who may look at whom.
 """
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +20,6 @@ from slm2_minimal.model.cache import KeyValueCache
 from slm2_minimal.model.masks import Mask
 from slm2_minimal.model.rope import rotate
 
-if (
-    TYPE_CHECKING
-):  # imported where it is used: FlexAttention brings torch's compiler along, which takes seconds
-    pass
-
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, each (T, half) or (B, T, half)
 
 
@@ -35,8 +29,8 @@ def reference_attention(
     v: Float[Tensor, "B H S D"],
     mask: Bool[Tensor, "*B T S"],
 ) -> Float[Tensor, "B H T D"]:
-    """softmax(q k' / sqrt(D)) v, written out. For reading and for tests: it holds all T
-    x S scores in memory.
+    """softmax(q k' / sqrt(D)) v, written out. For reading and for tests: it holds all
+    T x S scores in memory.
     """
     scores = einsum(q, k, "b h t d, b h s d -> b h t s") / math.sqrt(q.shape[-1])
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
@@ -54,8 +48,9 @@ def attend(
     """
     grouped = q.shape[1] != k.shape[1]
     if mask is None or isinstance(mask, Tensor):
+        causal = mask is None and q.shape[2] > 1
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=grouped
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped
         )
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -75,15 +70,15 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
-        queries, keys = (
-            config.num_attention_heads * config.head_dim,
-            config.num_key_value_heads * config.head_dim,
-        )
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.use_qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.use_qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.use_qkv_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.layer = layer
+        self.head_dim = config.head_dim
+        channels, biased = config.hidden_size, config.use_qkv_bias
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(channels, queries, bias=biased)
+        self.k_proj = nn.Linear(channels, keys, bias=biased)
+        self.v_proj = nn.Linear(channels, keys, bias=biased)
+        self.o_proj = nn.Linear(queries, channels, bias=False)
 
     def forward(
         self,
@@ -101,5 +96,5 @@ class Attention(nn.Module):
         )
         q, k = rotate(q, *rotation), rotate(k, *rotation)
         if cache is not None:
-            k, v = cache.extend(self.layer, k, v)
+            k, v = cache.append(self.layer, k, v)
         return self.o_proj(rearrange(attend(q, k, v, mask), "b h t d -> b t (h d)"))

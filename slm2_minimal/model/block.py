@@ -1,5 +1,5 @@
 """The pre-norm block: attention and SwiGLU, each read from a normalised copy of the
-residual stream and added back (report section 2.3).
+residual stream and added back (report section 2).
 """
 
 import torch.nn.functional as F
@@ -17,9 +17,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        channels, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(channels, inner, bias=False)
+        self.up_proj = nn.Linear(channels, inner, bias=False)
+        self.down_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -30,13 +31,10 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.LayerNorm(
-            config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias
-        )
+        channels, eps, biased = config.hidden_size, config.layer_norm_eps, config.norm_bias
+        self.input_layernorm = nn.LayerNorm(channels, eps=eps, bias=biased)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.LayerNorm(
-            config.hidden_size, eps=config.layer_norm_eps, bias=config.norm_bias
-        )
+        self.post_attention_layernorm = nn.LayerNorm(channels, eps=eps, bias=biased)
         self.mlp = MLP(config)
 
     def forward(

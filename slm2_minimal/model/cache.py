@@ -1,44 +1,72 @@
-"""PLACE: say what this is."""
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+"""The key-value cache: what need not be computed again for tokens already read."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from slm2_minimal.config import ModelConfig
-
-if (
-    TYPE_CHECKING
-):  # imported where it is used: FlexAttention brings torch's compiler along, which takes seconds
-    pass
+from slm2_minimal.config import DataError, ModelConfig
 
 
-@dataclass
 class KeyValueCache:
-    """The keys and values of the tokens already read, one pair of (B, H, length, D) per
-    layer.
+    """Memory for the keys and values of some number of tokens, filled in place. The
+    caller owns it, and runs the model under `torch.no_grad()`.
 
-    Memory: 2 * layers * hidden_size * bytes per token with as many key as query heads;
-    196,608 bytes for the 1.6B in 16 bits.
+    It takes 2 * layers * K * D * bytes per token and row of the batch: 196,608 bytes
+    for the 1.6B in 16 bits.
     """
 
-    layers: list[tuple[Tensor, Tensor] | None]
+    def __init__(self, layers: list[Float[Tensor, "2 B K capacity D"]]) -> None:
+        self.layers = layers
+        self.filled = [0] * len(layers)  # tokens of each layer
 
     @classmethod
-    def empty(cls, config: ModelConfig) -> "KeyValueCache":
-        """A cache that has read nothing."""
-        return cls([None] * config.num_hidden_layers)
+    def allocate(
+        cls,
+        config: ModelConfig,
+        batch_size: int,
+        length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> "KeyValueCache":
+        """An empty cache for up to `length` tokens in each of `batch_size` rows."""
+        shape = (2, batch_size, config.num_key_value_heads, length, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        return cls([torch.empty(shape, device=device, dtype=dtype) for _ in layers])
 
     @property
     def length(self) -> int:
         """How many tokens have been read."""
-        return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
+        return self.filled[0]
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append the new tokens' keys and values and return all of them."""
-        old = self.layers[layer]
-        if old is not None:
-            k, v = torch.cat([old[0], k], dim=2), torch.cat([old[1], v], dim=2)
-        self.layers[layer] = (k, v)
-        return k, v
+    @property
+    def capacity(self) -> int:
+        """How many tokens there is room for."""
+        return self.layers[0].shape[3]
+
+    def append(
+        self, layer: int, keys: Float[Tensor, "B K T D"], values: Float[Tensor, "B K T D"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
+        """Write the new tokens' keys and values; return views of all S so far.
+
+        A rank of tensor parallelism uses the first of the K heads. Another dtype than
+        the cache's, as under autocast, is converted, and comes back as a copy.
+        """
+        batch_size, heads, new, _ = keys.shape
+        start, end = self.filled[layer], self.filled[layer] + new
+        assert batch_size == self.layers[layer].shape[1], "another batch size than the cache's"
+        if end > self.capacity:
+            raise DataError(
+                f"cache = {self.capacity} tokens: full, {end} are needed; allocate a longer one"
+            )
+
+        both = self.layers[layer][:, :, :heads]
+        both[0, :, :, start:end] = keys
+        both[1, :, :, start:end] = values
+        self.filled[layer] = end
+        all_keys, all_values = both[:, :, :, :end].to(keys.dtype)
+        return all_keys, all_values
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} tokens"
+        self.filled = [length] * len(self.filled)

@@ -7,8 +7,8 @@ unpickled and no remote code runs.
 """
 
 import dataclasses
-import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from slm2_minimal.config import CheckpointError, MissingExtraError, ModelConfig
+from slm2_minimal.files import flush, read_json, whole_file, write_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # What StableLmForCausalLM can do and this model does not: any other value is another
@@ -30,44 +31,35 @@ FIXED: dict[str, Any] = {
     "use_parallel_residual": False,
     "rope_scaling": None,
 }
+NORM = r"(model\.norm|model\.layers\.\d+\.(input|post_attention)_layernorm)\."
+TENSORS = re.compile(  # every tensor of the format; all norms have biases in it
+    rf"model\.embed_tokens\.weight|lm_head\.weight|{NORM}(weight|bias)"
+    r"|model\.layers\.\d+\.self_attn\.([qkvo]_proj\.weight|[qkv]_proj\.bias)"
+    r"|model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight"
+)
 
 
 def resolve(path_or_repo_id: str | Path) -> Path:
-    """A local folder as it is; anything that looks like `owner/name` is fetched from
-    the Hub, weights and config only.
-    """
-    folder = Path(path_or_repo_id)
+    """A local folder as it is; `owner/name` is fetched from the Hub, without code."""
+    name, folder = str(path_or_repo_id), Path(path_or_repo_id)
     if folder.is_dir():
         return folder
-    if (
-        isinstance(path_or_repo_id, Path)
-        or str(path_or_repo_id).count("/") != 1
-        or folder.is_absolute()
-    ):
+    if isinstance(path_or_repo_id, Path) or name.count("/") != 1 or folder.is_absolute():
         raise CheckpointError(
-            f"path = {str(path_or_repo_id)!r}: no such folder; give one that holds {CONFIG}, or a"
-            " Hub id owner/name"
+            f"path = {name!r}: no such folder; give one that holds {CONFIG}, or a Hub id owner/name"
         )
+
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
     except ImportError:
-        raise MissingExtraError(
-            "huggingface_hub", "hf", f"loading {path_or_repo_id} from the Hub"
-        ) from None
+        raise MissingExtraError("huggingface_hub", "hf", f"loading {name} from the Hub") from None
     try:
-        return Path(
-            snapshot_download(str(path_or_repo_id), allow_patterns=["*.safetensors", "*.json"])
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:  # what all of the Hub's errors are
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"path = {str(path_or_repo_id)!r}: neither a local folder nor to be had from the Hub"
-            f" ({reason}); check the name, the network, and `hf auth login` for gated repositories"
+            f"path = {name!r}: neither a local folder nor to be had from the Hub ({reason}); check"
+            " the name, the network, and `hf auth login` for gated repositories"
         ) from None
 
 
@@ -75,24 +67,23 @@ def read_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a folder's config.json. Rotary fields are taken from
     `rope_parameters` (new) or the top level (old).
     """
-    raw = _read_json(folder / CONFIG)
-    rope = dict(raw.get("rope_parameters") or {})
+    path = folder / CONFIG
+    raw = _read_object(path)
+    rope = raw.get("rope_parameters") or {}
     for name, ours in FIXED.items():
         if raw.get(name, ours) != ours:
             raise CheckpointError(
-                f"{name} = {raw[name]!r} in {folder / CONFIG}: this model computes {ours!r} only;"
-                " use another checkpoint"
+                f"{name} = {raw[name]!r} in {path}: this model computes {ours!r} only; use another"
+                " checkpoint"
             )
-    if rope.pop("rope_type", "default") != "default":
+    if rope.get("rope_type", "default") != "default":
         raise CheckpointError(
-            f"rope_parameters = {raw['rope_parameters']!r} in {folder / CONFIG}: only unscaled"
-            " rotary is computed here"
+            f"rope_parameters = {rope!r} in {path}: only unscaled rotary is computed here"
         )
-    names = [field.name for field in dataclasses.fields(ModelConfig)]
+
+    names = {field.name for field in dataclasses.fields(ModelConfig)} - FIXED.keys()
     values = {name: rope.get(name, raw.get(name)) for name in names}
-    return ModelConfig(
-        **{name: value for name, value in values.items() if value is not None and name not in FIXED}
-    )
+    return ModelConfig(**{name: value for name, value in values.items() if value is not None})
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
@@ -100,12 +91,12 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     zeros for missing biases, the same function.
     """
     fields = dataclasses.asdict(config)
-    rope = {"rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor}
-    ours = ("norm_bias", "final_norm_bias")
+    del fields["norm_bias"], fields["final_norm_bias"]
+    rope = {name: fields[name] for name in ("rope_theta", "partial_rotary_factor")}
     return {
         "architectures": ["StableLmForCausalLM"],
         **FIXED,
-        **{name: value for name, value in fields.items() if name not in ours},
+        **fields,
         "rope_parameters": {"rope_type": "default", **rope},
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
@@ -118,10 +109,9 @@ def read_weights(
     """The state dict of a folder in `dtype`, every key and shape held against `model`'s
     (which may lie on the meta device).
     """
+    files = [WEIGHTS]
     if (folder / INDEX).exists():
-        files = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
-    else:
-        files = [WEIGHTS]
+        files = sorted(set(_read_object(folder / INDEX)["weight_map"].values()))
     weights: dict[str, Tensor] = {}
     for name in files:
         if Path(name).name != name:
@@ -134,23 +124,17 @@ def read_weights(
             raise CheckpointError(
                 f"{folder / name}: missing or damaged ({error}); download or save it again"
             ) from None
-    expected = model.state_dict()
-    if "lm_head.weight" not in weights and tied:
+
+    # every key and every shape
+    if tied and "lm_head.weight" not in weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    missing, extra = (
-        sorted(expected.keys() - weights.keys()),
-        sorted(weights.keys() - expected.keys()),
-    )
-    if missing or extra:
-        raise CheckpointError(
-            f"{folder}: weights do not fit {CONFIG}: missing {missing[:3] or 'none'}, unknown"
-            f" {extra[:3] or 'none'}"
-        )
-    for key, value in expected.items():
-        if weights[key].shape != value.shape:
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    for key in sorted(expected.keys() | shapes.keys()):
+        if shapes.get(key) != expected.get(key):
             raise CheckpointError(
-                f"{key} in {folder}: shape {tuple(weights[key].shape)}, but {CONFIG} asks for"
-                f" {tuple(value.shape)}"
+                f"{key}: shape {shapes.get(key, 'missing')} in {folder}, but {CONFIG} asks for"
+                f" {expected.get(key, 'no such tensor')}; use weights and config of one model"
             )
     return {key: weights[key].to(dtype) for key in expected}
 
@@ -160,35 +144,50 @@ def write(
 ) -> None:
     """Write config and weights into the folder `path`. Each file appears whole or not
     at all; stale weight files are removed last.
+
+    Raises:
+        CheckpointError: the state holds other tensors than the format has.
     """
+    unknown = [key for key in state if not TENSORS.fullmatch(key)]
+    if unknown:
+        raise CheckpointError(
+            f"{unknown[0]}: no tensor of Hugging Face's format; where transformers has it, say so"
+            " in TENSORS and write_config of model/hub.py"
+        )
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    for key in state:
+        if re.match(NORM, key):
+            tensors.setdefault(key.replace("weight", "bias"), torch.zeros_like(tensors[key]))
+    if config.tie_word_embeddings:
+        del tensors["lm_head.weight"]
+
+    # the weights, in one file or in shards with an index
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    for key in [key for key in tensors if key.endswith("norm.weight")]:
-        tensors.setdefault(key.replace("weight", "bias"), torch.zeros_like(tensors[key]))
-    if config.tie_word_embeddings:
-        tensors.pop("lm_head.weight")
     shards = _shards(tensors, max_shard_bytes)
-    names = (
-        [WEIGHTS]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
-    for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / f"{name}.part", metadata={"format": "pt"})
-        os.replace(folder / f"{name}.part", folder / name)
+    for name, shard in shards.items():
+        with whole_file(folder / name) as file:
+            # save_file puts its own file under this name, readable by its owner only
+            save_file(shard, file.name, metadata={"format": "pt"})
+            os.chmod(file.name, os.fstat(file.fileno()).st_mode)
+            flush(Path(file.name))
+    written = set(shards)
     if len(shards) > 1:
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        weight_map = {key: name for name, shard in shards.items() for key in shard}
         total = sum(value.nbytes for value in tensors.values())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _write_json(folder / CONFIG, write_config(config))
-    for stale in folder.glob("model*.safetensors*"):
-        if stale.name not in names and not (stale.name == INDEX and len(shards) > 1):
-            stale.unlink()
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        written.add(INDEX)
+
+    write_json(folder / CONFIG, write_config(config))
+    for file_path in folder.glob("model*.safetensors*"):
+        if file_path.name not in written:
+            file_path.unlink()
 
 
-def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
-    """Greedily, in order; a tensor larger than `max_bytes` has a shard of its own."""
+def _shards(tensors: dict[str, Tensor], max_bytes: int) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file by its name: greedily, in order; a tensor larger than
+    `max_bytes` has a shard of its own.
+    """
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for key, value in tensors.items():
@@ -197,26 +196,20 @@ def _shards(tensors: dict[str, Tensor], max_bytes: int) -> list[dict[str, Tensor
             size = 0
         shards[-1][key] = value
         size += value.nbytes
-    return shards
+    if len(shards) == 1:
+        return {WEIGHTS: tensors}
+    names = (f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards)))
+    return dict(zip(names, shards, strict=True))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not valid JSON"
         raise CheckpointError(
-            f"{path}: {error.strerror}; a model folder holds {CONFIG} and {WEIGHTS}"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}: not valid JSON ({error}); download or save it again"
+            f"{path}: {reason}; a model folder holds {CONFIG} and {WEIGHTS}, download it again"
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object; download or save it again")
     return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -1,4 +1,4 @@
-"""Rotary position embedding, on the first quarter of every head (report section 2.3).
+"""Rotary position embedding, on the first quarter of every head (report section 2).
 
 A pair of dimensions of a query or key is turned by an angle proportional to the token's
 position, so that the product of a query and a key depends on their distance alone.

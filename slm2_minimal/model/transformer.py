@@ -1,11 +1,9 @@
 """The whole model: token embedding, blocks, a final norm, and an untied head (report
-section 2.3).
+section 2).
 
 Module names are Hugging Face's, so that the state dict is the released file's, key for
 key. The model knows nothing of process groups or of training: whatever distributes it
 is applied from outside.
-
-Shapes: B batch, T tokens, H heads, D head dim, C channels, V vocabulary.
 """
 
 import math
@@ -13,15 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from slm2_minimal.config import ModelConfig
+from slm2_minimal.config import DataError, ModelConfig
 from slm2_minimal.model import hub
 from slm2_minimal.model.block import Block
 from slm2_minimal.model.cache import KeyValueCache
-from slm2_minimal.model.masks import Mask, cached_mask, check_context, packed_mask
+from slm2_minimal.model.masks import Mask, cached_mask, packed_mask
 from slm2_minimal.model.rope import rotary_angles
 
 
@@ -54,6 +51,14 @@ class StableLM2(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         self.init_weights()
 
+        # memory, FLOPs and the planner go by the config's count
+        built, counted = sum(p.numel() for p in self.parameters()), config.num_parameters()
+        if built != counted:
+            raise RuntimeError(
+                f"StableLM2 has {built:,} parameters, ModelConfig.num_parameters() counts"
+                f" {counted:,}: change it, model/flops.py and launch/memory.py with the modules"
+            )
+
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Normal with std `initializer_range`; the two projections that write into the
@@ -69,18 +74,15 @@ class StableLM2(nn.Module):
         self, name: str, tensor: Tensor, generator: torch.Generator | None = None
     ) -> None:
         """Fill `tensor` with the first values of the parameter `name`."""
-        std = self.config.initializer_range
         if "norm" in name:
             tensor.fill_(1.0 if name.endswith("weight") else 0.0)
         elif name.endswith("bias"):
             tensor.zero_()
         else:
-            writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            tensor.normal_(
-                0.0,
-                std / math.sqrt(2 * self.config.num_hidden_layers) if writes_residual else std,
-                generator=generator,
-            )
+            std = self.config.initializer_range
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= math.sqrt(2 * self.config.num_hidden_layers)
+            tensor.normal_(0.0, std, generator=generator)
 
     def forward(
         self,
@@ -89,7 +91,7 @@ class StableLM2(nn.Module):
         document_ids: Int[Tensor, "B T"] | None = None,
         *,
         cache: KeyValueCache | None = None,
-        head: Callable[[Float[Tensor, "B T C"], Float[Tensor, "V C"]], Tensor] = F.linear,
+        head: Callable[[Float[Tensor, "B T C"], nn.Module], Tensor] | None = None,
     ) -> Float[Tensor, "B T V"]:
         """Logits of the next token at every position.
 
@@ -100,29 +102,37 @@ class StableLM2(nn.Module):
             whole row is one document.
             cache: keys and values of the tokens before these; it is extended in place.
             Not together with document_ids.
-            head: what is made of the final hidden states and the head's weight; the
-            loss replaces it to avoid holding the logits.
+            head: what is made of the final hidden states and the head, a module. The
+            loss replaces it to avoid holding the logits; None is `lm_head(hidden)`.
 
         Raises:
-            DataError: the sequence is longer than the context.
+            DataError: the sequence is longer than the context, or than the cache.
         """
-        past = cache.length if cache is not None else 0
-        check_context(past + input_ids.shape[1], self.config)
-        if position_ids is None:
-            position_ids = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        if document_ids is not None:
-            assert cache is None, (
-                "packed documents are for training; a cache holds one document a row"
+        new = input_ids.shape[1]
+        past = 0 if cache is None else cache.length
+        context = self.config.max_position_embeddings
+        if past + new > context:
+            raise DataError(
+                f"input_ids = {past + new} tokens: longer than the context,"
+                f" max_position_embeddings = {context}; shorten the input"
             )
+
+        # who sees whom, and by how much each position is turned
+        if document_ids is not None:
+            assert cache is None, "a cache holds one document a row, not packed ones"
             mask: Mask = packed_mask(document_ids)
         else:
-            mask = cached_mask(input_ids.shape[1], past, input_ids.device)
+            mask = cached_mask(new, past, input_ids.device)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + new, device=input_ids.device)
         angles = rotary_angles(position_ids, self.config.rotary_dim, self.config.rope_theta)
         rotation = (angles.cos(), angles.sin())
+
         x = self.model.embed_tokens(input_ids)
         for block in self.model.layers:
             x = block(x, rotation, mask, cache)
-        return head(self.model.norm(x), self.lm_head.weight)
+        hidden = self.model.norm(x)
+        return self.lm_head(hidden) if head is None else head(hidden, self.lm_head)
 
     @classmethod
     def from_pretrained(
@@ -134,11 +144,9 @@ class StableLM2(nn.Module):
         folder = hub.resolve(path_or_repo_id)
         with torch.device("meta"):
             model = cls(hub.read_config(folder))
-        model.load_state_dict(
-            hub.read_weights(folder, model, dtype, tied=model.config.tie_word_embeddings),
-            assign=True,
-        )
-        if model.config.tie_word_embeddings:
+        tied = model.config.tie_word_embeddings
+        model.load_state_dict(hub.read_weights(folder, model, dtype, tied=tied), assign=True)
+        if tied:
             model.lm_head.weight = model.model.embed_tokens.weight
         return model
 

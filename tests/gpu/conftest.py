@@ -7,7 +7,7 @@ import torch
 import torch.nn.attention.flex_attention as flex
 from torch import nn
 
-from slm2_minimal.model import attention, transformer
+from slm2_minimal.model import attention, masks, transformer
 
 CUDA = pytest.param(
     "cuda",
@@ -30,7 +30,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
         compile_module = nn.Module.compile
         monkeypatch.setattr(flex, "_validate_device", lambda *tensors: None)
         monkeypatch.setattr(attention, "_compiled", lambda function: function)
-        monkeypatch.setattr(transformer, "packed_mask", attention.document_blocks)
+        monkeypatch.setattr(transformer, "packed_mask", masks.document_blocks)
         monkeypatch.setattr(
             nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager")
         )

@@ -37,9 +37,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(
-    vocab_size=503, hidden_size=128, intermediate_size=320, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=4096, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=503,
+    hidden_size=128,
+    intermediate_size=320,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 
 
 def batches(
@@ -338,9 +345,16 @@ def test_bf16_follows_fp32(device: torch.device, packed: bool) -> None:
 # Memory
 
 WIDE = ModelConfig(
-    vocab_size=32768, hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=16, num_key_value_heads=16,
-    max_position_embeddings=2048, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=32768,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=8,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    max_position_embeddings=2048,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 NARROW = WIDE.replace(
     vocab_size=1024,
     hidden_size=128,

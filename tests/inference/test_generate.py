@@ -8,14 +8,23 @@ import pytest
 import torch
 
 from slm2_minimal.config import DataError, ModelConfig
-from slm2_minimal.inference.generate import generate, sample, stream, stream_text
+from slm2_minimal.inference.generate import generate, stream, stream_text
+from slm2_minimal.inference.sampling import Sampling
+from slm2_minimal.model.cache import KeyValueCache
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.tokenizer import load_tokenizer
 
 SMALL = ModelConfig(
-    vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-    max_position_embeddings=48, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=1024,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=48,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +82,8 @@ def test_frequencies(options: dict, expected: list[float]) -> None:
     draws, order = 20_000, torch.tensor([2, 0, 3, 1])  # ids are not in order of probability
     logits = torch.empty(4)
     logits[order] = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
-    arguments = {"temperature": 1.0, "top_k": None, "top_p": None} | options
-    drawn = sample(logits.expand(draws, 4), generator=torch.Generator().manual_seed(0), **arguments)
+    sampling = Sampling(**options, seed=0)
+    drawn = sampling.draw(logits.expand(draws, 4), sampling.generator(torch.device("cpu")))
     counts = torch.bincount(drawn, minlength=4)[order]
     for count, p in zip(counts.tolist(), expected, strict=True):
         sigma = math.sqrt(draws * p * (1 - p))
@@ -88,34 +97,39 @@ def test_stop_ids(model: StableLM2) -> None:
     first = (free[0, 3:] == stop).nonzero()[0].item() + 3
     assert torch.equal(stopped[0, : first + 1], free[0, : first + 1])
     assert (stopped[0, first:] == stop).all()  # the row that ended repeats the stop id
-    one_row = generate(
-        model,
-        PROMPT[:1],
-        20,
-        temperature=0,
-        stop_ids=[int(generate(model, PROMPT[:1], 1, temperature=0)[0, -1])],
-    )
+    likeliest = int(generate(model, PROMPT[:1], 1, temperature=0)[0, -1])
+    one_row = generate(model, PROMPT[:1], 20, temperature=0, stop_ids=[likeliest])
     assert one_row.shape == (1, 4)
 
 
 def test_stream_gives_the_same_ids(model: StableLM2) -> None:
-    pieces = list(stream(model, PROMPT, 12, seed=4, top_p=0.9))
+    pieces = list(stream(model, PROMPT, 12, Sampling(seed=4, top_p=0.9)))
     assert len(pieces) == 12
-    assert torch.equal(
-        torch.stack(pieces, dim=1), generate(model, PROMPT, 12, seed=4, top_p=0.9)[:, 3:]
-    )
+    whole = generate(model, PROMPT, 12, seed=4, top_p=0.9)
+    assert torch.equal(torch.stack(pieces, dim=1), whole[:, 3:])
+
+
+def test_a_cache_of_the_caller_holds_what_came_before(model: StableLM2) -> None:
+    """A text that is written in two parts, as a chat is, is that written in one."""
+    greedy = Sampling(temperature=0)
+    whole = generate(model, PROMPT, 12, temperature=0)
+    cache = KeyValueCache.allocate(SMALL, 2, 20, PROMPT.device, torch.float32)
+    first = torch.stack(list(stream(model, PROMPT, 5, greedy, cache=cache)), dim=1)
+    assert cache.length == 3 + 4, "the last that was drawn has not been read"
+    second = torch.stack(list(stream(model, first[:, -1:], 7, greedy, cache=cache)), dim=1)
+    assert torch.equal(torch.cat([PROMPT, first, second], dim=1), whole)
+    with pytest.raises(DataError, match="more than the context of 6; ask for at most 5"):
+        stream(model, PROMPT[:, :1], 6, greedy, cache=cache)
 
 
 def test_text_streams(model: StableLM2) -> None:
     tokenizer = load_tokenizer("tiny")
-    pieces = list(stream_text(model, tokenizer, "De fiets", 20, seed=1))
+    pieces = list(stream_text(model, tokenizer, "De fiets", 20, Sampling(seed=1)))
     assert len(pieces) > 1
     ids = torch.tensor([tokenizer.encode("De fiets")])
     drawn = generate(model, ids, 20, seed=1, stop_ids=[0])[0, ids.shape[1] :].tolist()
     assert "".join(pieces) == tokenizer.decode([i for i in drawn if i != 0])
-    assert isinstance(
-        "".join(stream_text(model, tokenizer, "", 5, seed=1)), str
-    )  # an empty prompt starts a text
+    assert "".join(stream_text(model, tokenizer, "", 5, Sampling(seed=1))), "a text of its own"
 
 
 @pytest.mark.parametrize(
@@ -134,3 +148,13 @@ def test_text_streams(model: StableLM2) -> None:
 def test_bad_options(model: StableLM2, arguments: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         generate(**({"model": model, "input_ids": PROMPT, "max_new_tokens": 4} | arguments))
+
+
+def test_what_cannot_be_is_refused_before_the_first_step(model: StableLM2) -> None:
+    """When the stream is asked for, not when its first id is."""
+    with pytest.raises(DataError, match="ask for at most 45"):
+        stream(model, PROMPT, 46, Sampling())
+    with pytest.raises(DataError, match="max_new_tokens = 48"):
+        stream_text(model, load_tokenizer("tiny"), "", 48, Sampling())
+    with pytest.raises(DataError, match="temperature = -1"):
+        Sampling(temperature=-1)

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 from slm2_minimal.config import ModelConfig
-from slm2_minimal.model import attention, transformer
+from slm2_minimal.model import attention, masks, transformer
 from slm2_minimal.model.attention import Attention, attend, reference_attention
 from slm2_minimal.model.block import Block
 from slm2_minimal.model.masks import document_blocks, document_mask, packed_mask
@@ -31,9 +31,16 @@ from slm2_minimal.model.transformer import StableLM2
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 SMALL = ModelConfig(
-    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 PACKED = [  # lengths of the documents of each row
     [[5, 1, 9, 3]],  # less than a block
     [[128, 128]],  # borders between blocks
@@ -164,7 +171,7 @@ def test_a_gpu_gets_blocks_and_a_cpu_the_dense_mask(monkeypatch: pytest.MonkeyPa
     mask = packed_mask(ids)
     assert isinstance(mask, Tensor)
     assert torch.equal(mask, document_mask(ids))
-    monkeypatch.setattr(attention, "document_blocks", lambda ids: f"blocks of {ids.name}")
+    monkeypatch.setattr(masks, "document_blocks", lambda ids: f"blocks of {ids.name}")
     assert packed_mask(SimpleNamespace(is_cuda=True, name="ids")) == "blocks of ids"  # type: ignore[arg-type]
 
 
@@ -199,16 +206,20 @@ def keep_products_and_attention(
 
 KINDS: dict[str, Callable[[Block], None]] = {
     "plain": lambda block: None,
-    "full": lambda block: setattr(block, "forward", partial(checkpoint, block.forward, use_reentrant=False)),
+    "full": lambda block: setattr(
+        block, "forward", partial(checkpoint, block.forward, use_reentrant=False)
+    ),
     "selective": lambda block: setattr(
         block,
         "forward",
         partial(
-            checkpoint, block.forward, use_reentrant=False,
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
             context_fn=partial(create_selective_checkpoint_contexts, keep_products_and_attention),
         ),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

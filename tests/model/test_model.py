@@ -1,23 +1,33 @@
-"""Rotary embedding, attention, packing and initialisation, each against something
-worked out in another way.
+"""Rotary embedding, attention, packing, the cache and initialisation, each against
+something worked out in another way; and what a changed architecture runs into.
 """
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from slm2_minimal.config import DataError, ModelConfig
-from slm2_minimal.model.attention import reference_attention
+from slm2_minimal.config import CheckpointError, DataError, ModelConfig
+from slm2_minimal.model import block
+from slm2_minimal.model.attention import Attention, reference_attention
 from slm2_minimal.model.cache import KeyValueCache
 from slm2_minimal.model.masks import document_mask
 from slm2_minimal.model.rope import apply_rotary, rotary_angles
 from slm2_minimal.model.transformer import StableLM2
 
 SMALL = ModelConfig(
-    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 
 
 @pytest.fixture
@@ -112,12 +122,115 @@ def test_causal(model: StableLM2) -> None:
     assert not torch.allclose(a[:, 7:], b[:, 7:])
 
 
+def token_ids(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(0, 101, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def new_cache(length: int = 20, dtype: torch.dtype = torch.float32) -> KeyValueCache:
+    return KeyValueCache.allocate(SMALL, 2, length, torch.device("cpu"), dtype)
+
+
+@torch.no_grad()
 def test_cache_equals_no_cache(model: StableLM2) -> None:
-    ids = torch.randint(0, 101, (2, 20), generator=torch.Generator().manual_seed(0))
-    cache = KeyValueCache.empty(SMALL)
+    ids, cache = token_ids(2, 20), new_cache()
     pieces = [model(part, cache=cache) for part in ids.split([6, 1, 5, 1, 7], dim=1)]
     assert cache.length == 20
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_truncated_cache_goes_on_as_a_fresh_one(model: StableLM2) -> None:
+    ids = token_ids(2, 20)
+    cache, fresh = new_cache(), new_cache()
+    model(ids, cache=cache)
+    cache.truncate(7)
+    assert cache.length == 7
+    model(ids[:, :7], cache=fresh)
+    other = ids[:, 7:12].flip(1)
+    torch.testing.assert_close(model(other, cache=cache), model(other, cache=fresh))
+    cache.truncate(0)
+    torch.testing.assert_close(model(ids, cache=cache), model(ids))
+    with pytest.raises(AssertionError, match="cannot keep 21 of 20"):
+        cache.truncate(21)
+
+
+@torch.no_grad()
+def test_a_cache_is_written_in_place() -> None:
+    """What comes back are views of memory that stays where it is."""
+    cache = new_cache()
+    addresses = [layer.data_ptr() for layer in cache.layers]
+    keys, values = randn(2, 2, 20, 16, seed=1), randn(2, 2, 20, 16, seed=2)
+    for start, end in ((0, 6), (6, 7), (7, 20)):
+        for layer in range(3):
+            new = (keys[:, :, start:end], values[:, :, start:end])
+            all_keys, all_values = cache.append(layer, *new)
+            assert all_keys.data_ptr() == cache.layers[layer].data_ptr()
+            assert torch.equal(all_keys, keys[:, :, :end])
+            assert torch.equal(all_values, values[:, :, :end])
+        assert cache.length == end
+    assert [layer.data_ptr() for layer in cache.layers] == addresses
+
+
+@torch.no_grad()
+def test_a_full_cache_says_so(model: StableLM2) -> None:
+    cache = new_cache(length=6)
+    model(token_ids(2, 5), cache=cache)
+    with pytest.raises(DataError, match="cache = 6 tokens: full, 7 are needed"):
+        model(token_ids(2, 2), cache=cache)
+    assert cache.length == 5, "it is as it was"
+    with pytest.raises(AssertionError, match="another batch size"):
+        model(token_ids(1, 1), cache=cache)
+
+
+@torch.no_grad()
+def test_a_cache_serves_another_dtype_and_a_part_of_the_heads() -> None:
+    """As under autocast, and as one rank of tensor parallelism has them."""
+    cache = new_cache()
+    part = randn(2, 1, 4, 16).bfloat16()
+    keys, values = cache.append(0, part, part)
+    assert keys.dtype == torch.bfloat16
+    assert torch.equal(keys, part)
+    assert torch.equal(values, part)
+
+
+def test_bytes_of_a_cache() -> None:
+    cache = KeyValueCache.allocate(
+        ModelConfig.preset("stablelm-2-1_6b"), 1, 10, torch.device("meta"), torch.bfloat16
+    )
+    assert sum(layer.nbytes for layer in cache.layers) == 10 * 196_608
+    grouped = KeyValueCache.allocate(SMALL, 2, 10, torch.device("meta"), torch.float32)
+    assert sum(layer.nbytes for layer in grouped.layers) == 2 * 3 * 2 * 16 * 4 * 2 * 10
+
+
+def test_the_head_is_passed_as_a_module(model: StableLM2) -> None:
+    ids = token_ids(2, 5)
+    hidden, head = model(ids, head=lambda hidden, head: (hidden, head))
+    assert head is model.lm_head
+    assert torch.equal(head(hidden), model(ids))
+
+
+class NormedAttention(Attention):
+    """With a norm of queries, which the config knows nothing of."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.q_layernorm = torch.nn.LayerNorm(config.head_dim)
+
+
+def test_a_changed_architecture_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When it is built, for its count; when it is saved, for the name of its tensor."""
+    monkeypatch.setattr(block, "Attention", NormedAttention)
+    counted = SMALL.num_parameters()
+    built = counted + 3 * 2 * 16
+    message = f"StableLM2 has {built:,} parameters, ModelConfig.num_parameters() counts {counted:,}"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        StableLM2(SMALL)
+    monkeypatch.setattr(ModelConfig, "num_parameters", lambda config: built)
+    model = StableLM2(SMALL)
+    name = "model.layers.0.self_attn.q_layernorm.weight"
+    with pytest.raises(CheckpointError, match=re.escape(f"{name}: no tensor of Hugging Face's")):
+        model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_initial_weights() -> None:

@@ -14,9 +14,16 @@ from slm2_minimal.config import CheckpointError, ModelConfig
 from slm2_minimal.model.transformer import StableLM2
 
 SMALL = ModelConfig(
-    vocab_size=101, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-    max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    max_position_embeddings=64,
+    bos_token_id=0,
+    eos_token_id=0,
+)
 SHAPES = {
     "report": {},
     "grouped keys": {"num_key_value_heads": 2},
@@ -57,9 +64,19 @@ def test_ours_saved_is_theirs_loaded(changes: dict, tmp_path: Path) -> None:
 def test_theirs_saved_is_ours_loaded(changes: dict, tmp_path: Path) -> None:
     config = SMALL.replace(**changes)
     names = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "max_position_embeddings", "layer_norm_eps", "use_qkv_bias", "tie_word_embeddings", "bos_token_id", "eos_token_id",
-    )  # fmt: skip
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "layer_norm_eps",
+        "use_qkv_bias",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+    )
     rope = {
         "rope_type": "default",
         "rope_theta": config.rope_theta,
@@ -137,9 +154,15 @@ def test_full_size_has_the_released_keys_and_count() -> None:
     with torch.device("meta"):
         model = StableLM2(ModelConfig.preset("stablelm-2-1_6b"))
     state = model.state_dict()
-    layer = ["input_layernorm.weight", "input_layernorm.bias", "post_attention_layernorm.weight", "post_attention_layernorm.bias",
-             *(f"self_attn.{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")), "self_attn.o_proj.weight",
-             *(f"mlp.{p}_proj.weight" for p in ("gate", "up", "down"))]  # fmt: skip
+    layer = [
+        "input_layernorm.weight",
+        "input_layernorm.bias",
+        "post_attention_layernorm.weight",
+        "post_attention_layernorm.bias",
+        *(f"self_attn.{p}_proj.{kind}" for p in "qkv" for kind in ("weight", "bias")),
+        "self_attn.o_proj.weight",
+        *(f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")),
+    ]
     outside = [
         "model.embed_tokens.weight",
         "lm_head.weight",
@@ -171,9 +194,12 @@ def test_counts_of_the_model_card(norm_bias: bool, final_norm_bias: bool, count:
 
 
 REFUSED = {
-    "qk_layernorm": True, "use_parallel_residual": True, "hidden_act": "gelu", "model_type": "llama",
+    "qk_layernorm": True,
+    "use_parallel_residual": True,
+    "hidden_act": "gelu",
+    "model_type": "llama",
     "rope_scaling": {"type": "linear", "factor": 2.0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("field", "value"), REFUSED.items(), ids=REFUSED.keys())
