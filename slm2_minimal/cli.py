@@ -6,6 +6,7 @@ once.
 """
 
 import argparse
+import functools
 import os
 import sys
 import textwrap
@@ -74,12 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action=_Show, text=_version, help="the package's, torch's and Python's"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_prepare(commands)
-    _add_train(commands)
-    _add_plan(commands)
-    _add_launch(commands)
-    _add_generate(commands)
-    _add_export(commands)
+    for add in (_add_prepare, _add_train, _add_plan, _add_launch, _add_generate, _add_export):
+        add(commands)
     summary = "what this machine has: devices, formats, measured rates, installed extras"
     _command(commands, "doctor", _doctor, summary)
     return parser
@@ -211,6 +208,8 @@ def _add_export(commands: Any) -> None:
 
 # What is called
 
+_say = functools.partial(print, flush=True)  # at once, also into a file or a pipe
+
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     for name in ("tasks", "partition", "time", "sbatch", "dry_run"):
@@ -242,9 +241,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if options.check:
         from slm2_minimal.launch.check import check
 
-        gpus = options.gpus
-        if gpus is None:
-            gpus = int(os.environ.get("WORLD_SIZE", 1))
+        here = int(os.environ.get("WORLD_SIZE", 1))
+        gpus = here if options.gpus is None else options.gpus
         print("\n".join(check(config, gpus, options.gpu)))
         return
     for name in ("gpus", "gpu"):
@@ -263,6 +261,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
     config = RunConfig.load(options.config, parse_overrides(rest))
+
     from slm2_minimal.launch.planner import plan, table
 
     chosen = plan(
@@ -280,6 +279,7 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _launch(options: argparse.Namespace, rest: list[str]) -> None:
     config = RunConfig.load(options.config, parse_overrides(rest))
+
     from slm2_minimal.launch.launch import launch
 
     launch(
@@ -340,11 +340,6 @@ def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
         key, _, value = word.partition("=")
         chosen[key] = value
     return {key: value for key, value in chosen.items() if value is not None}
-
-
-def _say(line: str) -> None:
-    """Print at once, also into a file or a pipe."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":
