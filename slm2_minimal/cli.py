@@ -314,8 +314,9 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
             f" {model.config.vocab_size}; name the one it was trained with"
         )
 
+    pieces = stream_text(model, tokenizer, options.prompt, options.max_new_tokens, sampling)
     print(options.prompt, end="", flush=True)
-    for piece in stream_text(model, tokenizer, options.prompt, options.max_new_tokens, sampling):
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 

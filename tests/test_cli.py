@@ -383,6 +383,7 @@ def test_train_as_a_module(
     """`python -m slm2_minimal train CONFIG ...`, the form that launchers want."""
     words = [
         "python",
+        "train",
         str(config),
         f"--train.steps={steps}",
         "--train.output_dir",
