@@ -63,8 +63,13 @@ class _Show(argparse.Action):
         super().__init__(nargs=0, default=argparse.SUPPRESS, **options)
         self.text = text
 
-    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
-        namespace = given[0]
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
         print(self.text(parser, namespace), flush=True)
         parser.exit()
 

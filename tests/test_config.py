@@ -222,6 +222,7 @@ WRONG_TABLES: list[tuple[dict[str, Any], str, str]] = [
         "data.sources.web.weight = -3",
         "greater than 0",
     ),
+    ({"data": {"sources": {"a\\1": {"weight": 0}}}}, "data.sources.a\\1.weight = 0", "greater"),
     ({"data": {"stages": 3}}, "data.stages = 3", "should be a list"),
     ({"data": {"stages": [3]}}, "data.stages[0] = 3", "must be a table"),
     (

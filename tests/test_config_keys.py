@@ -86,6 +86,7 @@ STAGES = (StageConfig(start_tokens=4096, weights={"a": 1, "b c": 0.5}),)
     [
         (3, "3"),
         (1e-5, "1e-05"),
+        (float("inf"), "inf"),
         (True, "true"),
         ('say "ä"\n', '"say \\"ä\\"\\n"'),
         (("a", "b"), '["a", "b"]'),

@@ -71,7 +71,7 @@ def toml_value(value: Any) -> str:
         return "{" + ", ".join(inside) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 def _toml_key(key: str) -> str:

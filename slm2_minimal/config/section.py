@@ -52,13 +52,10 @@ class Section:
         [source] = ast.parse(inspect.getsource(cls)).body
         assert isinstance(source, ast.ClassDef)
         meanings = {}
-        for field, below in itertools.pairwise(source.body):
-            match field, below:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=key)),
-                    ast.Expr(value=ast.Constant(value=str(text))),
-                ):
-                    meanings[key] = " ".join(text.split())
+        for field, text in itertools.pairwise(source.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                meaning = ast.literal_eval(text.value)
+                meanings[ast.unparse(field.target)] = " ".join(meaning.split())
         return meanings
 
     def replace(self, **changes: Any) -> Self:
@@ -110,7 +107,7 @@ def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
         message = message.removeprefix("Value error, ")
         for step in inside:
             place += f"[{step}]" if isinstance(step, int) else f".{step}"
-        return re.sub(r"^\w+", place, message) if key else message
+        return message if key == "" else re.sub(r"^\w+", lambda _: place, message)
 
     if first["type"] == "missing":
         return f"{place} = nothing: must be given"
@@ -131,8 +128,9 @@ def _where_else(key: str) -> str | None:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """A remedy for an unknown name."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}"
+    for close in difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {close!r}?"
+    return f"known are {', '.join(sorted(known))}"
 
 
 def nearest_multiple(number: int, of: int) -> int:

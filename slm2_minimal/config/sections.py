@@ -69,9 +69,9 @@ class ModelConfig(Table):
     initializer_range: PositiveFloat = 0.02
     """The standard deviation of the first weights."""
     bos_token_id: Count = 100_257
-    """The id that begins a text; written into config.json, not used in training."""
+    """The id that begins a text, for config.json; training asks the tokenizer."""
     eos_token_id: Count = 100_257
-    """The id that ends a text."""
+    """The id that ends a text, likewise."""
 
     def __post_init__(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
@@ -143,7 +143,7 @@ class ScheduleConfig(Table):
     peak_rate: PositiveFloat = 1e-3
     """The learning rate at the end of warm-up."""
     min_rate: Annotated[float, Field(ge=0)] = 1e-4
-    """What the cosine falls to; below peak_rate."""
+    """The minimum of the cosine; below peak_rate."""
 
     warmup_steps: Count = 9_720
     """Updates in which the rate rises from 0 to its peak."""
@@ -243,7 +243,7 @@ class TrainConfig(Table):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto: on a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; auto measures whether bfloat16 pays. Weights are float32."""
+    """Of matrix products; auto measures whether bfloat16 pays. Weights stay float32."""
 
     output_dir: str = "runs/run"
     """The run's folder: checkpoints, logs, traces. A run that is there goes on."""
