@@ -165,6 +165,17 @@ def test_help_on_a_configuration_that_cannot_be(slm2: Run) -> None:
     says(slm2("train", "tony", "--help"), 2, "preset = 'tony': unknown")
 
 
+def test_help_into_a_pipe_that_closes() -> None:
+    """`| head` has seen enough: no complaint, and no traceback at the end."""
+    command = [sys.executable, "-m", "slm2_minimal", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
 def test_version(slm2: Run) -> None:
     code, out, err = slm2("--version")
     assert (code, err) == (0, "")
