@@ -1,27 +1,35 @@
 """The command line `slm2`: parses and calls, nothing else.
 
 Exit codes: 0 success, 2 something the user can mend (one line on stderr), 1 a failure.
+What a command needs is imported where it is called, so that help and errors come at
+once.
 """
 
 import argparse
 import functools
-import json
 import os
-import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
 
+TAKE_A_CONFIG = ("prepare", "train", "plan", "launch")
+MODEL = (
+    "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a"
+    " Hub id"
+)
+GPU = "whose memory has to do, a name as in slm2 plan (default: this machine's)"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser, words = _parser(), list(sys.argv[1:] if arguments is None else arguments)
-    options, rest = parser.parse_known_args(words)
+    parser = _parser()
     try:
-        if options.command not in ("train", "prepare", "plan", "launch") and rest:
+        options, rest = parser.parse_known_args(arguments)
+        if rest and options.command not in TAKE_A_CONFIG:
             raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
         options.call(options, rest)
     except UserError as error:
@@ -38,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+# What can be typed
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other error."""
 
@@ -45,302 +56,246 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"slm2: {message}; see {self.prog} --help\n")
 
 
+class _Show(argparse.Action):
+    """An option that shows a text, made only then, and ends the command."""
+
+    def __init__(self, *, text: Callable[..., str], **options: Any) -> None:
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **options)
+        self.text = text
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        print(self.text(parser, namespace), flush=True)
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="slm2", description="Stable LM 2 from scratch.")
+    parser.add_argument(
+        "--version", action=_Show, text=_version, help="the package's, torch's and Python's"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    epilog = (
-        "Any key of the configuration can be laid over: --section.field VALUE. With the preset"
-        " 'tiny' they are:\n  "
-    )
-    epilog += "\n  ".join(_all_keys(RunConfig.preset("tiny").to_dict()))
-    for name, call, add_options, summary in (
-        (
-            "prepare", _prepare, _add_prepare_options,
-            "clean and tokenise the sources of a preset or a TOML file into shards, or go on where it was stopped",
-        ),
-        ("train", _train, _add_train_options, "train a model from a preset or a TOML file, or go on where a run stopped"),
-        ("plan", _plan, _add_plan_options, "what a run would need: memory, step time, GPU-hours, cost, energy; starts nothing"),
-        ("launch", _launch, _add_launch_options, "check a run, write its scripts, and start it on the GPUs of this machine or on SLURM's"),
-    ):  # fmt: skip
-        command = commands.add_parser(
-            name,
-            help=summary,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.add_argument(
-            "config",
-            metavar="CONFIG",
-            help=f"a preset ({', '.join(preset_names())}) or a .toml file",
-        )
-        command.set_defaults(call=call)
-        add_options(command)
-    _add_model_commands(commands)
-
-    doctor = commands.add_parser(
-        "doctor",
-        help="what this machine has: devices, formats, measured rates, installed extras",
-        allow_abbrev=False,
-    )
-    doctor.set_defaults(call=_doctor)
+    for add in (_add_prepare, _add_train, _add_plan, _add_launch, _add_generate, _add_export):
+        add(commands)
+    summary = "what this machine has: devices, formats, measured rates, installed extras"
+    _command(commands, "doctor", _doctor, summary)
     return parser
 
 
-def _add_model_commands(commands: Any) -> None:
-    """What is done with a trained model."""
-    kinds = (
-        "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or"
-        " a Hub id"
-    )
-    generate = commands.add_parser(
-        "generate", help="continue a prompt with a trained model", allow_abbrev=False
-    )
-    generate.add_argument("model", help=kinds)
-    generate.add_argument("--prompt", default="", help="the text to continue; none: free text")
-    generate.add_argument(
-        "--tokenizer", help="arcade100k, tiny, or a file; left out: the run's own, else arcade100k"
-    )
-    generate.add_argument("--max-new-tokens", type=int, default=128)
-    generate.add_argument(
-        "--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)"
-    )
-    generate.add_argument("--top-k", type=int)
-    generate.add_argument("--top-p", type=float, default=0.95)
-    generate.add_argument("--seed", type=int, help="the same seed gives the same text")
-    generate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    generate.set_defaults(call=_generate)
-
-    export = commands.add_parser(
-        "export",
-        help="write a model in Hugging Face's format, for transformers and others",
-        allow_abbrev=False,
-    )
-    export.add_argument("model", help=kinds)
-    export.add_argument("out", help="the folder to write: new, or empty")
-    export.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of the weights (default float32: as trained)",
-    )
-    export.set_defaults(call=_export)
+def _command(commands: Any, name: str, call: Callable[..., None], summary: str) -> Any:
+    """Make a command and return its `add_argument`. One that takes a configuration has
+    all of its keys in its help.
+    """
+    keys = name in TAKE_A_CONFIG
+    command = commands.add_parser(name, help=summary, allow_abbrev=False, add_help=not keys)
+    command.set_defaults(call=call)
+    add = command.add_argument
+    if keys:
+        presets = ", ".join(preset_names())
+        add("config", metavar="CONFIG", help=f"a preset ({presets}) or a .toml file")
+        add("-h", "--help", action=_Show, text=_help_with_keys, help="all options and all keys")
+    return add
 
 
-def _add_prepare_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--executor", choices=("own", "local", "slurm"), default="own",
-        help="own: processes on this machine (default); local and slurm: the same steps on datatrove's executors, here or on a cluster",
-    )  # fmt: skip
-    command.add_argument(
-        "--tasks",
-        type=int,
-        metavar="N",
-        help="local, slurm: how many tasks share the files; a task can be run again alone",
-    )
-    _add_slurm_options(command)
-    command.add_argument(
-        "--dry-run",
-        action="store_true",
-        default=None,
-        help="slurm: write the scripts, and submit nothing",
-    )
+def _help_with_keys(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The options, then every key with its value in the named configuration."""
+    from slm2_minimal.config.keys import WIDTH, manual
+
+    if options.config is None:
+        config = RunConfig()
+        values = f"the defaults; {parser.prog} CONFIG --help shows a configuration's"
+    else:
+        config = RunConfig.load(options.config)
+        values = f"{options.config}'s; without CONFIG, --help shows the defaults"
+    about = f"Any key can be laid over: --section.field VALUE. The values here are {values}."
+    return f"{parser.format_help()}\n{textwrap.fill(about, WIDTH)}\n\n{manual(config)}"
 
 
-def _add_slurm_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--partition", metavar="NAME", help="slurm: where it runs (default: the cluster's)"
-    )
-    command.add_argument(
-        "--time", metavar="HH:MM:SS", help="slurm: the limit of a job or task (default 24:00:00)"
-    )
-    command.add_argument(
-        "--sbatch",
-        metavar="KEY=VALUE",
-        action="append",
-        help="slurm: one more option of sbatch, for example qos=high; may be repeated",
-    )
+def _version(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    from importlib.metadata import version
+
+    python = sys.version.split()[0]
+    return f"slm2 {version('slm2-minimal')} (torch {version('torch')}, Python {python})"
 
 
-def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
-    """What was given of them, by sbatch's long names."""
-    chosen = {"partition": options.partition, "time": options.time} | dict(
-        word.partition("=")[::2] for word in options.sbatch or ()
+def _add_prepare(commands: Any) -> None:
+    summary = "clean and tokenise the sources into shards, or go on where it was stopped"
+    executors = (
+        "own: processes on this machine (default); local and slurm: the same steps on datatrove's"
+        " executors, here or on a cluster"
     )
-    return {key: value for key, value in chosen.items() if value is not None}
+    tasks = "local, slurm: how many tasks share the files; a task can be run again alone"
+    dry_run = "slurm: write the scripts, and submit nothing"
+    add = _command(commands, "prepare", _prepare, summary)
+    add("--executor", choices=("own", "local", "slurm"), default="own", help=executors)
+    add("--tasks", type=int, metavar="N", help=tasks)
+    _add_slurm_options(add)
+    add("--dry-run", action="store_true", default=None, help=dry_run)
 
 
-def _add_train_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--check",
-        action="store_true",
-        help="say what would be trained, or what is wrong, and start nothing",
-    )
-    command.add_argument(
-        "--gpus", type=int, metavar="N", help="with --check: of a run on N (default: this one's)"
-    )
-    command.add_argument(
-        "--gpu",
-        metavar="NAME",
-        help=(
-            "with --check: whose memory has to do, a name as in slm2 plan (default: this machine's)"
-        ),
-    )
+def _add_train(commands: Any) -> None:
+    summary = "train a model, or go on where a run stopped"
+    check = "say what would be trained, or what is wrong, and start nothing"
+    gpus = "with --check: of a run on N (default: this one's)"
+    add = _command(commands, "train", _train, summary)
+    add("--check", action="store_true", help=check)
+    add("--gpus", type=int, metavar="N", help=gpus)
+    add("--gpu", metavar="NAME", help=f"with --check: {GPU}")
 
 
-def _add_launch_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--gpus",
-        type=int,
-        required=True,
-        metavar="N",
-        help="in all; above 8, whole nodes of 8, which SLURM gives",
-    )
-    command.add_argument(
-        "--gpu",
-        metavar="NAME",
-        help="whose memory has to do, a name as in slm2 plan (default: this machine's)",
-    )
-    command.add_argument(
-        "--out",
-        metavar="DIR",
-        help="where the scripts are written (default: launch/ in train.output_dir)",
-    )
-    command.add_argument(
-        "--dry-run", action="store_true", help="check and write the scripts, and start nothing"
-    )
-    _add_slurm_options(command)
+def _add_plan(commands: Any) -> None:
+    summary = "what a run would need: memory, step time, GPU-hours, cost, energy; starts nothing"
+    names = "a100-40gb (default), a100-80gb, h100-80gb or h200-141gb"
+    strategy = "single, ddp, zero1, fsdp or hybrid (default: the configuration's)"
+    checkpointing = "of activations: none, selective or full (default: the configuration's)"
+    tflops = "what a GPU achieves, in TFLOP/s (A100 default: 170, the report's)"
+    usd_per_hour = "of one GPU (default: 3.5 for a100-40gb, the report's)"
+    add = _command(commands, "plan", _plan, summary)
+    add("--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8")
+    add("--gpu", default="a100-40gb", metavar="NAME", help=names)
+    add("--strategy", metavar="NAME", help=strategy)
+    add("--checkpointing", metavar="NAME", help=checkpointing)
+    add("--tflops", type=float, metavar="X", help=tflops)
+    add("--mfu", type=float, metavar="X", help="the same as a share of its peak, for example 0.4")
+    add("--usd-per-hour", type=float, metavar="X", help=usd_per_hour)
 
 
-def _add_plan_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8"
-    )
-    command.add_argument(
-        "--gpu",
-        default="a100-40gb",
-        metavar="NAME",
-        help="a100-40gb (default), a100-80gb, h100-80gb or h200-141gb",
-    )
-    command.add_argument(
-        "--strategy",
-        metavar="NAME",
-        help="single, ddp, zero1, fsdp or hybrid (default: the configuration's)",
-    )
-    command.add_argument(
-        "--checkpointing",
-        metavar="NAME",
-        help="of activations: none, selective or full (default: the configuration's)",
-    )
-    command.add_argument(
-        "--tflops",
-        type=float,
-        metavar="X",
-        help="what a GPU achieves, in TFLOP/s (A100 default: 170, the report's)",
-    )
-    command.add_argument(
-        "--mfu", type=float, metavar="X", help="the same as a share of its peak, for example 0.4"
-    )
-    command.add_argument(
-        "--usd-per-hour",
-        type=float,
-        metavar="X",
-        help="of one GPU (default: 3.5 for a100-40gb, the report's)",
-    )
+def _add_launch(commands: Any) -> None:
+    summary = "check a run, write its scripts, and start it on this machine's GPUs or on SLURM's"
+    gpus = "in all; above 8, whole nodes of 8, which SLURM gives"
+    out = "where the scripts are written (default: launch/ in train.output_dir)"
+    dry_run = "check and write the scripts, and start nothing"
+    add = _command(commands, "launch", _launch, summary)
+    add("--gpus", type=int, required=True, metavar="N", help=gpus)
+    add("--gpu", metavar="NAME", help=GPU)
+    add("--out", type=Path, metavar="DIR", help=out)
+    add("--dry-run", action="store_true", help=dry_run)
+    _add_slurm_options(add)
 
 
-def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
-    """Every key with its value, as it would be typed in a shell."""
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _all_keys(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            yield f"{prefix}{key} " + ("(not set)" if value is None else shlex.quote(text))
+def _add_slurm_options(add: Callable[..., Any]) -> None:
+    partition = "slurm: where it runs (default: the cluster's)"
+    limit = "slurm: the limit of a job or task (default 24:00:00)"
+    sbatch = "slurm: one more option of sbatch, for example qos=high; may be repeated"
+    add("--partition", metavar="NAME", help=partition)
+    add("--time", metavar="HH:MM:SS", help=limit)
+    add("--sbatch", metavar="KEY=VALUE", action="append", help=sbatch)
+
+
+def _add_generate(commands: Any) -> None:
+    tokenizer = "arcade100k, tiny, or a file; left out: the run's own, else arcade100k"
+    top_p = "draw among the likeliest with this share (default 0.95)"
+    add = _command(commands, "generate", _generate, "continue a prompt with a trained model")
+    add("model", help=MODEL)
+    add("--prompt", default="", help="the text to continue; none: free text")
+    add("--tokenizer", help=tokenizer)
+    add("--max-new-tokens", type=int, default=128, help="at most (default 128)")
+    add("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    add("--top-k", type=int, help="draw among so many of the likeliest (default: all)")
+    add("--top-p", type=float, default=0.95, help=top_p)
+    add("--seed", type=int, help="the same seed gives the same text")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _add_export(commands: Any) -> None:
+    summary = "write a model in Hugging Face's format, for transformers and others"
+    dtype = "of the weights (default float32: as trained)"
+    add = _command(commands, "export", _export, summary)
+    add("model", help=MODEL)
+    add("out", help="the folder to write: new, or empty")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype)
+
+
+# What is called
+
+_say = functools.partial(print, flush=True)  # at once, also into a file or a pipe
 
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     for name in ("tasks", "partition", "time", "sbatch", "dry_run"):
-        if (
-            getattr(options, name) is not None
-            and options.executor != "slurm"
-            and (options.executor, name) != ("local", "tasks")
-        ):
+        executors = ("local", "slurm") if name == "tasks" else ("slurm",)
+        if getattr(options, name) is not None and options.executor not in executors:
             raise UserError(
                 f"--{name.replace('_', '-')}: means nothing to --executor {options.executor}; leave"
                 " it out, or use slurm"
             )
-    run, say = (
-        RunConfig.load(options.config, parse_overrides(rest)),
-        functools.partial(print, flush=True),
-    )
+    config = RunConfig.load(options.config, parse_overrides(rest))
+
     if options.executor == "own":
         from slm2_minimal.prepare.run import prepare
 
-        prepare(run, say)
-        return
-    from slm2_minimal.prepare.cluster import run_local, run_slurm
+        prepare(config, _say)
+    elif options.executor == "local":
+        from slm2_minimal.prepare.cluster import run_local
 
-    if options.executor == "local":
-        run_local(run, options.tasks, say)
+        run_local(config, options.tasks, _say)
     else:
-        run_slurm(
-            run, options.tasks, _slurm_options(options), dry_run=bool(options.dry_run), say=say
-        )
+        from slm2_minimal.prepare.cluster import run_slurm
+
+        chosen, dry_run = _slurm_options(options), bool(options.dry_run)
+        run_slurm(config, options.tasks, chosen, dry_run=dry_run, say=_say)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.distributed.world import World
-    from slm2_minimal.launch.check import check
-    from slm2_minimal.train.trainer import Trainer
-
     config = RunConfig.load(options.config, parse_overrides(rest))
     if options.check:
-        gpus = int(os.environ.get("WORLD_SIZE", 1)) if options.gpus is None else options.gpus
+        from slm2_minimal.launch.check import check
+
+        here = int(os.environ.get("WORLD_SIZE", 1))
+        gpus = here if options.gpus is None else options.gpus
         print("\n".join(check(config, gpus, options.gpu)))
         return
-    if options.gpus is not None or options.gpu is not None:
-        raise UserError(
-            f"--gpu{'s' * (options.gpus is not None)}: goes with --check; slm2 launch"
-            f" {options.config} starts several processes"
-        )
+    for name in ("gpus", "gpu"):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"--{name}: goes with --check; slm2 launch {options.config} starts several"
+                " processes"
+            )
+
+    from slm2_minimal.distributed.world import World
+    from slm2_minimal.train.trainer import Trainer
+
     with World.joined(config.train.device) as world:
         Trainer(config, world).run()
 
 
-def _launch(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.launch.launch import launch
-
-    config, folder = (
-        RunConfig.load(options.config, parse_overrides(rest)),
-        (None if options.out is None else Path(options.out)),
-    )
-    words, say = [options.config, *rest], functools.partial(print, flush=True)
-    launch(
-        config,
-        words,
-        options.gpus,
-        options.gpu,
-        folder,
-        _slurm_options(options),
-        dry_run=options.dry_run,
-        say=say,
-    )
-
-
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
+    config = RunConfig.load(options.config, parse_overrides(rest))
+
     from slm2_minimal.launch.planner import plan, table
 
+    chosen = plan(
+        config,
+        options.gpus,
+        options.gpu,
+        options.strategy,
+        options.checkpointing,
+        tflops=options.tflops,
+        mfu=options.mfu,
+        usd_per_hour=options.usd_per_hour,
+    )
+    print(table(config, chosen))
+
+
+def _launch(options: argparse.Namespace, rest: list[str]) -> None:
     config = RunConfig.load(options.config, parse_overrides(rest))
-    given = {"tflops": options.tflops, "mfu": options.mfu, "usd_per_hour": options.usd_per_hour}
-    print(
-        table(
-            config,
-            plan(
-                config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given
-            ),
-        )
+
+    from slm2_minimal.launch.launch import launch
+
+    launch(
+        config,
+        [options.config, *rest],
+        options.gpus,
+        options.gpu,
+        options.out,
+        _slurm_options(options),
+        dry_run=options.dry_run,
+        say=_say,
     )
 
 
@@ -351,20 +306,19 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.inference.sampling import Sampling
     from slm2_minimal.text.tokenizer import load_tokenizer
 
+    # what may be refused, before the model, which takes long
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    given = (
-        load_tokenizer(options.tokenizer) if options.tokenizer else None
-    )  # before the model, which takes longer
-    model, tokenizer_name = load_model(options.model)
-    tokenizer, model = (
-        given or load_tokenizer(tokenizer_name or "arcade100k"),
-        model.to(pick_device(options.device)),
-    )
+    named = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
+
+    model, trained_with = load_model(options.model)
+    model = model.to(pick_device(options.device))
+    tokenizer = named or load_tokenizer(trained_with or "arcade100k")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
             f" {model.config.vocab_size}; name the one it was trained with"
         )
+
     pieces = stream_text(model, tokenizer, options.prompt, options.max_new_tokens, sampling)
     print(options.prompt, end="", flush=True)
     for piece in pieces:
@@ -382,7 +336,16 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.launch.doctor import report
 
     for line in report():
-        print(line, flush=True)
+        _say(line)
+
+
+def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
+    """What was given of them, by sbatch's long names."""
+    chosen = {"partition": options.partition, "time": options.time}
+    for word in options.sbatch or ():
+        key, _, value = word.partition("=")
+        chosen[key] = value
+    return {key: value for key, value in chosen.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -167,6 +167,12 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
     (SourceConfig, {"languages": "en"}, "source.languages = 'en'", "should be a list"),
     (TrainConfig, {"steps": "10"}, "train.steps = '10'", "valid integer"),
     (TrainConfig, {"device": "tpu"}, "train.device = 'tpu'", "'auto', 'cpu' or 'cuda'"),
+    (
+        TrainConfig,
+        {"start_from": "runs/a/step-1", "init_from": "runs/b"},
+        "train.init_from = 'runs/b'",
+        "excludes train.start_from = 'runs/a/step-1'; leave out",
+    ),
     (TrainConfig, {"prompts": "once"}, "train.prompts = 'once'", "should be a list"),
     (RunConfig, {"model": 3}, "run.model = 3", "ModelConfig"),
     (
@@ -216,6 +222,7 @@ WRONG_TABLES: list[tuple[dict[str, Any], str, str]] = [
         "data.sources.web.weight = -3",
         "greater than 0",
     ),
+    ({"data": {"sources": {"a\\1": {"weight": 0}}}}, "data.sources.a\\1.weight = 0", "greater"),
     ({"data": {"stages": 3}}, "data.stages = 3", "should be a list"),
     ({"data": {"stages": [3]}}, "data.stages[0] = 3", "must be a table"),
     (
@@ -233,6 +240,8 @@ WRONG_TABLES: list[tuple[dict[str, Any], str, str]] = [
         "data.temperature = 2.0",
         "leave out data.stages",
     ),
+    ({"data": {"seed": 1, "tokeniser": "x"}}, "data.tokeniser = 'x'", "did you mean 'tokenizer'"),
+    ({"base": "tiny"}, "[base]", "unknown table"),
     (
         {"data": {"sources": {"web": {"languages": "de"}}}},
         "data.sources.web.languages = 'de'",
@@ -329,10 +338,10 @@ def test_missing_toml(tmp_path: Path) -> None:
 
 
 def test_parse_overrides() -> None:
-    arguments = [
-        "--train.steps", "10", "--model.use_qkv_bias=false", "--schedule.peak_rate", "1e-4", "--train.output_dir", "runs/a b",
-        "--train.prompts", '["x", "y = 1"]', "--data.tokenizer='tiny'", "--data.sources.web.path=a=b", "--data.seed", "-1",
-    ]  # fmt: skip
+    arguments = ["--train.steps", "10", "--model.use_qkv_bias=false"]
+    arguments += ["--schedule.peak_rate", "1e-4", "--train.output_dir", "runs/a b"]
+    arguments += ["--train.prompts", '["x", "y = 1"]', "--data.tokenizer='tiny'"]
+    arguments += ["--data.sources.web.path=a=b", "--data.seed", "-1"]
     assert parse_overrides(arguments) == {
         "train.steps": 10,
         "model.use_qkv_bias": False,

@@ -3,6 +3,8 @@ hand.
 """
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from slm2_minimal.config import (
     ScheduleConfig,
     TrainConfig,
     preset_names,
+    preset_path,
+    read_toml,
 )
 
 FULL = "stablelm-2-1_6b"
@@ -107,9 +111,16 @@ def test_published_parameter_counts() -> None:
 def test_parameter_count_by_hand() -> None:
     # 2 layers of width 4 with 2 heads of 2 and one key/value head, MLP 6, vocabulary 10
     model = ModelConfig(
-        vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        partial_rotary_factor=1.0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=10,
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        partial_rotary_factor=1.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     layer = (4 * 4 + 4) + 2 * (4 * 2 + 2) + 4 * 4 + 3 * 4 * 6 + 2 * (4 + 4)
     assert model.num_parameters() == 10 * 4 + 2 * layer + (4 + 4) + 10 * 4
     assert model.replace(tie_word_embeddings=True).num_parameters() == 10 * 4 + 2 * layer + (4 + 4)
@@ -141,6 +152,26 @@ def test_presets() -> None:
         run = RunConfig.preset(name)
         assert ModelConfig.preset(name) == run.model
         assert TrainConfig.preset(name) == run.train
+
+
+WRITTEN_OUT = json.loads(Path(__file__).with_name("presets_written_out.json").read_text())
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_a_preset_on_a_base_is_what_it_was_written_out(name: str) -> None:
+    """The file holds every value of the preset as it was before it had a base."""
+    run = json.loads(json.dumps(RunConfig.preset(name).to_dict()))
+    for table, fields in WRITTEN_OUT[name].items():
+        assert {key: run[table][key] for key in fields} == fields
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_a_preset_on_a_base_says_only_what_differs(name: str) -> None:
+    tables = read_toml(preset_path(name))
+    base = RunConfig.preset(tables.pop("base")).to_dict()
+    for table, fields in tables.items():
+        for key, value in fields.items():
+            assert value != base[table][key], f"{table}.{key} is the base's"
 
 
 @pytest.mark.parametrize("name", ["stablelm-2-1_6b-node", "stablelm-2-1_6b-gpu"])

@@ -1,9 +1,13 @@
 """Typed, frozen configurations and the errors that a user can cause.
 
-The ground floor: it imports nothing of ours. A run is described by one TOML file with a
-table per section (`[model]`, `[schedule]`, `[optimizer]`, `[data]`, `[prepare]`,
-`[parallel]`, `[train]`); the toy and the full run differ in that file only. Unknown
-keys are refused, so that a misspelt one cannot be ignored in silence.
+In: a preset's name or a TOML file with a table for each section, and overrides from the
+command line. Out: a `RunConfig`, checked as a whole. The toy and the full run differ in
+that file only, and an unknown key is refused, so that none is ignored in silence.
+
+Read `sections` and `sources` for what can be set, `run` for how it comes together,
+`files` for presets, bases and overrides, `section` for the machinery, `keys` for the
+list that --help and the book's reference page show. Nothing of ours stands below this
+room. Chapter 9 is about a run's file.
 """
 
 from slm2_minimal.config.errors import (
@@ -26,19 +30,16 @@ from slm2_minimal.config.sections import (
     IGNORE,
     SHARDED,
     STRATEGIES,
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
-    PrepareConfig,
     ScheduleConfig,
-    SourceConfig,
-    StageConfig,
     TrainConfig,
 )
+from slm2_minimal.config.sources import DataConfig, PrepareConfig, SourceConfig, StageConfig
 
-__all__ = [
-    "CHECKPOINTING", "IGNORE", "PRESET_DIR", "SHARDED", "STRATEGIES", "CheckpointError", "ConfigError", "DataConfig", "DataError",
-    "MissingExtraError", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PrepareConfig", "RunConfig", "ScheduleConfig",
-    "SourceConfig", "StageConfig", "TrainConfig", "UserError", "parse_overrides", "preset_names", "preset_path", "read_toml",
-]  # fmt: skip
+__all__ = ["CHECKPOINTING", "IGNORE", "PRESET_DIR", "SHARDED", "STRATEGIES"]
+__all__ += ["CheckpointError", "ConfigError", "DataError", "MissingExtraError", "UserError"]
+__all__ += ["DataConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PrepareConfig"]
+__all__ += ["RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig"]
+__all__ += ["parse_overrides", "preset_names", "preset_path", "read_toml"]

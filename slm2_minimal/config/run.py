@@ -1,7 +1,5 @@
 """A whole run: one TOML file, and overrides laid over it."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Mapping
@@ -9,26 +7,21 @@ from pathlib import Path
 from typing import Any, Self
 
 from slm2_minimal.config.errors import ConfigError
-from slm2_minimal.config.files import lay_over, preset_path, read_toml
-from slm2_minimal.config.section import did_you_mean, section
+from slm2_minimal.config.files import lay_over, preset_path, read_tables
+from slm2_minimal.config.section import Section, Table, did_you_mean, nearest_multiple, section
 from slm2_minimal.config.sections import (
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
-    PrepareConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from slm2_minimal.config.sources import DataConfig, PrepareConfig
 
 
-@section
-class RunConfig:
-    """A whole run: one TOML file. A table that is left out has its section's
-    defaults.
-    """
-
-    _table = "run"
+@section("run")
+class RunConfig(Section):
+    """A whole run. A table that is left out has its section's defaults."""
 
     model: ModelConfig = ModelConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -39,24 +32,24 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
-        if self.data.seq_len > self.model.max_position_embeddings:
+        length, batch = self.data.seq_len, self.train.global_batch_tokens
+        if length > self.model.max_position_embeddings:
             raise ConfigError(
-                f"data.seq_len = {self.data.seq_len}: longer than the context,"
-                f" model.max_position_embeddings = {self.model.max_position_embeddings}; shorten"
-                " the one or raise the other"
+                f"data.seq_len = {length}: longer than the context, model.max_position_embeddings ="
+                f" {self.model.max_position_embeddings}; shorten the one or raise the other"
             )
-        per_micro = self.train.micro_batch_size * self.data.seq_len
-        if self.train.global_batch_tokens % per_micro:
+        micro_batch = self.train.micro_batch_size * length
+        if batch % micro_batch:
             raise ConfigError(
-                f"train.global_batch_tokens = {self.train.global_batch_tokens}: must be a multiple"
-                f" of micro_batch_size x seq_len = {per_micro}; the nearest is"
-                f" {max(1, round(self.train.global_batch_tokens / per_micro)) * per_micro}"
+                f"train.global_batch_tokens = {batch}: must be a multiple of micro_batch_size x"
+                f" seq_len = {micro_batch}; the nearest is {nearest_multiple(batch, micro_batch)}"
             )
+        slices = self.parallel.tensor_parallel
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-            if getattr(self.model, name) % self.parallel.tensor_parallel:
+            size = getattr(self.model, name)
+            if size % slices:
                 raise ConfigError(
-                    f"parallel.tensor_parallel = {self.parallel.tensor_parallel}: must divide"
-                    f" model.{name} = {getattr(self.model, name)}"
+                    f"parallel.tensor_parallel = {slices}: must divide model.{name} = {size}"
                 )
 
     @classmethod
@@ -71,20 +64,18 @@ class RunConfig:
         Raises ConfigError for an unknown preset, an unreadable file, an unknown key, or
         a value that cannot be.
         """
-        tables = read_toml(source if Path(source).suffix == ".toml" else preset_path(str(source)))
+        path = Path(source)
+        tables = read_tables(path if path.suffix == ".toml" else preset_path(str(source)))
         for key, value in (overrides or {}).items():
-            lay_over(
-                tables, key, copy.deepcopy(value)
-            )  # a later key may change a table that an earlier one gave
+            # copied, because a later key may change a table that this one gives
+            lay_over(tables, key, copy.deepcopy(value))
         return cls.from_dict(tables)
 
     @classmethod
     def from_dict(cls, tables: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`; also takes a TOML file's tables."""
         sections: dict[str, Any] = {}
-        known: dict[str, Any] = {
-            field.name: type(field.default) for field in dataclasses.fields(cls)
-        }
+        known = {kind.table_name: kind for kind in Table.__subclasses__()}
         for name, table in tables.items():
             if name not in known:
                 raise ConfigError(f"[{name}]: unknown table; {did_you_mean(name, known)}")

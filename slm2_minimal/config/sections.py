@@ -1,87 +1,84 @@
-"""The sections of a run's configuration: one frozen class for each table of its TOML
-file.
+"""The tables that say what is trained and how: [model], [schedule], [optimizer],
+[parallel], [train].
 """
 
-from __future__ import annotations
+from typing import Annotated, Literal
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import Field, Strict
+from pydantic import Field
 
 from slm2_minimal.config.errors import ConfigError
-from slm2_minimal.config.files import preset_path, read_toml
-from slm2_minimal.config.section import section
+from slm2_minimal.config.section import (
+    Count,
+    PositiveFloat,
+    PositiveInt,
+    Strings,
+    Table,
+    nearest_multiple,
+    section,
+)
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Strings = Annotated[tuple[str, ...], Strict(False)]  # TOML has lists, a frozen config wants tuples
+IGNORE = -100  # the label of a position that is not to be learned, as in torch
+
+SHARDED = ("zero1", "fsdp", "hybrid")
+STRATEGIES = ("single", "ddp", *SHARDED)
+CHECKPOINTING = ("none", "selective", "full")
 
 
-class _Preset:
-    """What every section and the whole run share: reading themselves from a preset, and
-    changed copies.
+@section("model")
+class ModelConfig(Table):
+    """The architecture, with the field names of Hugging Face's `StableLmConfig`.
+
+    The defaults are Stable LM 2 1.6B (report section 2). Its weights have every norm's
+    bias; the model card's parameter count is the one without those in the blocks.
     """
-
-    _table: str
-
-    @classmethod
-    def preset(cls, name: str) -> Self:
-        """This section as the preset `name` (the stem of a file in `presets/`) has
-        it.
-        """
-        return cls.from_table(read_toml(preset_path(name)).get(cls._table, {}))
-
-    @classmethod
-    def from_table(cls, table: Any) -> Self:
-        """This section from a table of a TOML file. Raises ConfigError for what cannot
-        be.
-        """
-        return cls(**_fields(cls._table, table))
-
-    def replace(self, **changes: Any) -> Self:
-        """A checked copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
-
-
-@section
-class ModelConfig(_Preset):
-    """The architecture, with the field names of Hugging Face's `StableLmConfig` (report
-    section 2.3).
-
-    The defaults are Stable LM 2 1.6B. `norm_bias` and `final_norm_bias` are ours: the
-    report's model has both; the model card's parameter count equals the one without the
-    biases of the 48 norms inside the blocks.
-    """
-
-    _table = "model"
 
     vocab_size: PositiveInt = 100_352
+    """V, the rows of the embedding; at least as many as the tokenizer has ids."""
     hidden_size: PositiveInt = 2048
+    """C, the channels of the residual stream; a multiple of num_attention_heads."""
     intermediate_size: PositiveInt = 5632
+    """The width of the MLP's inner layer."""
     num_hidden_layers: PositiveInt = 24
+    """The number of blocks."""
+
     num_attention_heads: PositiveInt = 32
+    """H, the heads of the queries."""
     num_key_value_heads: PositiveInt = 32
+    """The heads of keys and values; fewer than H is grouped-query attention."""
+
     hidden_act: Literal["silu"] = "silu"
+    """The activation inside the MLP, which is a SwiGLU."""
     max_position_embeddings: PositiveInt = 4096
+    """The context: how many tokens the model can look at."""
     layer_norm_eps: PositiveFloat = 1e-5
+    """What every LayerNorm adds to the variance."""
     rope_theta: PositiveFloat = 10_000.0
+    """The base of the rotary frequencies."""
     partial_rotary_factor: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """The share of each head's dimensions that rotary embedding turns."""
+
     use_qkv_bias: bool = True
+    """Whether queries, keys and values have biases."""
     norm_bias: bool = True
+    """Whether the norms inside the blocks have biases."""
     final_norm_bias: bool = True
+    """Whether the norm after the last block has a bias."""
     tie_word_embeddings: bool = False
+    """Whether the head is the embedding's own matrix."""
+
     initializer_range: PositiveFloat = 0.02
-    bos_token_id: Annotated[int, Field(ge=0)] = 100_257
-    eos_token_id: Annotated[int, Field(ge=0)] = 100_257
+    """The standard deviation of the first weights."""
+    bos_token_id: Count = 100_257
+    """The id that begins a text, for config.json; training asks the tokenizer."""
+    eos_token_id: Count = 100_257
+    """The id that ends a text, likewise."""
 
     def __post_init__(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if self.hidden_size % heads:
             raise ConfigError(
                 f"model.hidden_size = {self.hidden_size}: must be a multiple of num_attention_heads"
-                f" = {heads}; the nearest is {max(1, round(self.hidden_size / heads)) * heads}"
+                f" = {heads}; the nearest is {nearest_multiple(self.hidden_size, heads)}"
             )
         if heads % kv_heads:
             raise ConfigError(
@@ -95,10 +92,11 @@ class ModelConfig(_Preset):
                 " choose a factor that makes the number even"
             )
         for name in ("bos_token_id", "eos_token_id"):
-            if getattr(self, name) >= self.vocab_size:
+            token_id = getattr(self, name)
+            if token_id >= self.vocab_size:
                 raise ConfigError(
-                    f"model.{name} = {getattr(self, name)}: must lie below vocab_size ="
-                    f" {self.vocab_size}; take the id from the tokenizer"
+                    f"model.{name} = {token_id}: must lie below vocab_size = {self.vocab_size};"
+                    " take the id from the tokenizer"
                 )
 
     @property
@@ -112,46 +110,50 @@ class ModelConfig(_Preset):
         return int(self.head_dim * self.partial_rotary_factor)
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """The number of weights, by arithmetic alone; without `embeddings`, the input
-        table is left out (as in FLOP counts).
+        """The number of weights, by arithmetic alone.
+
+        Without `embeddings` the input table is left out, as in counts of FLOPs.
         """
-        channels, head_dim = self.hidden_size, self.head_dim
-        queries, keys = self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim
-        attention = channels * (2 * queries + 2 * keys) + self.use_qkv_bias * (queries + 2 * keys)
-        mlp = 3 * channels * self.intermediate_size
-        block_norms = 2 * channels * (1 + self.norm_bias)
-        final_norm = channels * (1 + self.final_norm_bias)
+        channels = self.hidden_size
         table = self.vocab_size * channels
-        head = 0 if self.tie_word_embeddings and embeddings else table
-        return (
-            table * embeddings
-            + head
-            + self.num_hidden_layers * (attention + mlp + block_norms)
-            + final_norm
-        )
+
+        # one block: attention with its biases, MLP, two norms
+        queries = self.num_attention_heads * self.head_dim
+        keys = self.num_key_value_heads * self.head_dim
+        attention = channels * (2 * queries + 2 * keys)
+        if self.use_qkv_bias:
+            attention += queries + 2 * keys
+        mlp = 3 * channels * self.intermediate_size
+        norms = (4 if self.norm_bias else 2) * channels
+
+        final_norm = (2 if self.final_norm_bias else 1) * channels
+        total = self.num_hidden_layers * (attention + mlp + norms) + final_norm + table
+        shared = self.tie_word_embeddings or not embeddings
+        return total if shared else total + table
 
 
-@section
-class ScheduleConfig(_Preset):
-    """The learning rate as a function of the step (report section 3.2); the formulas
-    are in `train.schedule`.
-
-    hybrid: warm-up, a quarter of a cosine with period `decay_steps`, then alpha /
-    sqrt(step + beta). cosine: half a cosine down to `min_rate` at `decay_steps`.
-    inverse_sqrt: peak_rate * sqrt(warmup_steps / step). wsd and constant: `peak_rate`
-    throughout; wsd says that a cooldown is meant to follow. Any of them goes to 0 over
-    `cooldown_steps` from `cooldown_start` on, where that is given.
-    """
-
-    _table = "schedule"
+@section("schedule")
+class ScheduleConfig(Table):
+    """The learning rate as a function of the step, for `train.schedule`. The defaults
+    are the report's (section 3) before its cooldown."""
 
     kind: Literal["hybrid", "cosine", "inverse_sqrt", "wsd", "constant"] = "hybrid"
+    """The shape after warm-up. hybrid: a quarter of a cosine, then an inverse square
+    root; cosine: half a period; wsd: constant, with a cooldown to follow."""
     peak_rate: PositiveFloat = 1e-3
+    """The learning rate at the end of warm-up."""
     min_rate: Annotated[float, Field(ge=0)] = 1e-4
-    warmup_steps: Annotated[int, Field(ge=0)] = 9_720
+    """The minimum of the cosine; below peak_rate."""
+
+    warmup_steps: Count = 9_720
+    """Updates in which the rate rises from 0 to its peak."""
     decay_steps: PositiveInt = 540_000
-    cooldown_start: Annotated[int, Field(ge=0)] | None = None
+    """The cosine's length in updates: a whole period for hybrid, half for cosine."""
+
+    cooldown_start: Count | None = None
+    """The update from which on the rate falls in a line to 0; not set: none does."""
     cooldown_steps: PositiveInt | None = None
+    """How many updates that takes; goes with cooldown_start."""
 
     def __post_init__(self) -> None:
         if self.min_rate >= self.peak_rate:
@@ -176,151 +178,41 @@ class ScheduleConfig(_Preset):
             )
 
 
-@section
-class OptimizerConfig(_Preset):
-    """AdamW and clipping (report section 3.2). Decay falls on matrices only."""
-
-    _table = "optimizer"
+@section("optimizer")
+class OptimizerConfig(Table):
+    """AdamW and clipping, with the report's values (section 3)."""
 
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """How much of the gradients' running mean stays at each update."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """How much of their squares' running mean stays."""
     eps: PositiveFloat = 1e-8
+    """What is added to the root of that mean before it divides."""
+
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Decay of matrices, times the learning rate; biases and norms have none."""
     clip_norm: PositiveFloat = 1.0
+    """The norm that the whole gradient is scaled down to where it is larger."""
 
 
-@section
-class SourceConfig:
-    """One source of text: the embedded corpus, or a file, folder or Hub id, narrowed by
-    language and domain. Its records have their text in `text_field`.
-
-    `weight` is an integer, a part of the sum of all, or a share, and then all shares
-    sum to 1. `subset` is the share of the source's sequences that is read at all (an
-    epoch count below 1 in the report's Table 1), `max_epochs` how often those may be
-    read: about 4 passes teach nearly as much as fresh text (Muennighoff et al. 2023).
-    """
-
-    _table = "source"
-
-    weight: Annotated[int | float, Field(gt=0, lt=float("inf"))] = 1
-    path: str | None = None
-    text_field: str = "text"
-    languages: Strings | None = None
-    domains: Strings | None = None
-    subset: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_epochs: PositiveFloat = 4.0
-
-
-@section
-class StageConfig:
-    """Other weights from some point of the data on: after `start_tokens` tokens,
-    counted from the beginning of the run.
-    """
-
-    _table = "stage"
-
-    start_tokens: PositiveInt
-    weights: dict[str, int | float]
-
-
-@section
-class DataConfig(_Preset):
-    """What is read and how it is cut (report sections 2.1 and 3.1).
-
-    `sources` are blended by weight, one sequence of `seq_len` tokens at a time;
-    `stages` change the weights later on. With a `temperature`, weights are ignored and
-    a source's share is proportional to its tokens ** (1 / temperature). About
-    `validation_percent` of the document ids are held out, with every translation of
-    them. `prepared` is the folder that `slm2 prepare` writes and `slm2 train` reads;
-    without it the texts are tokenised at the start of the run and held in memory. When
-    it is opened, `verify` checks every byte, or only the sizes of its files. `workers`
-    processes read batches ahead of the training.
-    """
-
-    _table = "data"
-
-    tokenizer: str = "arcade100k"
-    seq_len: PositiveInt = 4096
-    sources: dict[str, SourceConfig] = Field(default_factory=dict)
-    stages: Annotated[tuple[StageConfig, ...], Strict(False)] = ()
-    temperature: PositiveFloat | None = None
-    validation_percent: Annotated[int, Field(ge=0, lt=100)] = 10
-    prepared: str | None = None
-    verify: Literal["bytes", "sizes"] = "bytes"
-    workers: Annotated[int, Field(ge=0)] = 0
-    seed: Annotated[int, Field(ge=0)] = 1234
-
-    def __post_init__(self) -> None:
-        for number, stage in enumerate(self.stages):
-            if stage.start_tokens % self.seq_len:
-                raise ConfigError(
-                    f"data.stages[{number}].start_tokens = {stage.start_tokens}: must be a multiple"
-                    f" of seq_len = {self.seq_len}; the nearest is"
-                    f" {max(1, round(stage.start_tokens / self.seq_len)) * self.seq_len}"
-                )
-        if self.temperature is not None and self.stages:
-            raise ConfigError(
-                f"data.temperature = {self.temperature}: gives every source its share already;"
-                " leave out data.stages"
-            )
-
-
-@section
-class PrepareConfig(_Preset):
-    """What `slm2 prepare` does between raw text and shards (the report's section 2.1
-    names the sources; these steps are the field's).
-
-    Documents outside `min_characters` .. `max_characters` are left out, then
-    duplicates, exact ones or near ones too. `similarity` is the Jaccard similarity of
-    `shingle_words`-word shingles around which MinHash's chance to find a pair climbs
-    from small to nearly 1, as `data.minhash.LSH.probability` says. `benchmarks` names
-    evaluation sets, each a file, folder or Hub id: a document that shares `ngram_words`
-    words in a row with one is dropped, or the shared place is cut out. A shard is made
-    of about `shard_megabytes` of text. `workers` processes share the work; 0 means one
-    per core.
-    """
-
-    _table = "prepare"
-
-    min_characters: PositiveInt = 20
-    max_characters: PositiveInt = 10_000_000
-    duplicates: Literal["near", "exact", "keep"] = "near"
-    similarity: Annotated[float, Field(gt=0, lt=1)] = 0.8
-    permutations: PositiveInt = 128
-    shingle_words: PositiveInt = 5
-    keep: Literal["first", "longest"] = "first"
-    benchmarks: dict[str, str] = Field(default_factory=dict)
-    ngram_words: PositiveInt = 13
-    contaminated: Literal["drop", "cut"] = "drop"
-    shard_megabytes: PositiveInt = 64
-    workers: Annotated[int, Field(ge=0)] = 0
-
-
-IGNORE = -100  # the label of a position that is not to be learned, as in torch
-
-SHARDED = ("zero1", "fsdp", "hybrid")
-STRATEGIES = ("single", "ddp", *SHARDED)
-CHECKPOINTING = ("none", "selective", "full")
-
-
-@section
-class ParallelConfig(_Preset):
-    """How a run is spread over its processes (report section 3: ZeRO stage 1, no model
-    parallelism); `train.parallel` says what each is.
-
-    `auto` is single in one process and zero1, the report's, in several. `hybrid` shards
-    among `shard_ranks` ranks (left out: those of a node) and repeats that.
-    `tensor_parallel` ranks share every matrix of the blocks. `checkpointing` is that of
-    activations: what is not kept is computed again. `compile` compiles each block.
-    """
-
-    _table = "parallel"
+@section("parallel")
+class ParallelConfig(Table):
+    """How a run is divided among its processes; the report has ZeRO stage 1 without
+    model parallelism (section 3)."""
 
     strategy: Literal["auto", "single", "ddp", "zero1", "fsdp", "hybrid"] = "auto"
+    """What each process holds. ddp: all; zero1: a shard of the optimizer; fsdp: of the
+    weights too; hybrid: fsdp in groups. auto: single in one process, else zero1."""
     shard_ranks: PositiveInt | None = None
+    """hybrid: how many processes share one copy; not set: those of a node."""
     tensor_parallel: PositiveInt = 1
+    """How many processes share every matrix of the blocks; with zero1 or fsdp."""
+
     checkpointing: Literal["none", "selective", "full"] = "none"
+    """Activations that are computed again instead of kept. selective: all but those of
+    matrix products and attention."""
     compile: bool = False
+    """Whether torch.compile makes kernels for each block."""
 
     def __post_init__(self) -> None:
         if self.tensor_parallel > 1 and self.strategy not in ("zero1", "fsdp"):
@@ -335,59 +227,57 @@ class ParallelConfig(_Preset):
             )
 
 
-@section
-class TrainConfig(_Preset):
-    """How the loop runs. The global batch is given in tokens; accumulation is derived
-    from it.
-
-    A batch is passed over where loss or gradient norm is not finite or the loss lies
-    `spike_sigmas` standard deviations above its recent mean (0: however high);
-    `train.guard` says what follows. From `profile_step` on, a few steps are traced.
-    `wandb` names a project.
-    """
-
-    _table = "train"
+@section("train")
+class TrainConfig(Table):
+    """How the loop runs. Accumulation is derived from the two batch sizes."""
 
     steps: PositiveInt = 500_000
+    """Updates in the whole run."""
     global_batch_tokens: PositiveInt = 8_388_608
+    """Tokens in one update, over all processes."""
     micro_batch_size: PositiveInt = 2
-    seed: Annotated[int, Field(ge=0)] = 1234
+    """Sequences that one process takes through the model at once."""
+    seed: Count = 1234
+    """Decides the first weights."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto: on a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto measures whether bfloat16 pays. Weights stay float32."""
+
     output_dir: str = "runs/run"
+    """The run's folder: checkpoints, logs, traces. A run that is there goes on."""
     start_from: str | None = None
+    """A checkpoint to branch from: step, data position and optimizer go on."""
+    init_from: str | None = None
+    """Weights alone: of a run, a checkpoint, a Hugging Face folder or a Hub id. Step,
+    data position and optimizer begin anew."""
+
     log_every: PositiveInt = 10
+    """Updates from one line of the log to the next."""
     validate_every: PositiveInt = 2_000
+    """Updates from one validation to the next; a new best is saved at once."""
     save_every: PositiveInt = 2_000
+    """Updates from one checkpoint to the next."""
     keep_checkpoints: PositiveInt = 2
+    """How many of the newest stay; the best stays too."""
+
     spike_sigmas: Annotated[float, Field(ge=0)] = 6.0
-    profile_step: Annotated[int, Field(ge=0)] | None = None
+    """A batch is passed over whose loss lies so many standard deviations above the
+    recent mean; 0: only where loss or gradient is not finite."""
+    profile_step: Count | None = None
+    """The step, counted from 0, from which on a few are traced; not set: none."""
     wandb: str | None = None
+    """The Weights & Biases project that also gets the log; not set: none."""
+
     prompts: Strings = ()
+    """What the model goes on from at the end of the run."""
     sample_tokens: PositiveInt = 64
+    """How many tokens it adds to each prompt."""
 
-
-def _fields(name: str, table: Any) -> dict[str, Any]:
-    """The fields of one table, the sources inside it made into configs."""
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{name} = {table!r}: must be a table of fields")
-    fields = dict(table)
-    if name == "data" and isinstance(fields.get("sources"), Mapping):
-        fields["sources"] = {
-            key: _inner(SourceConfig, f"data.sources.{key}", value)
-            for key, value in fields["sources"].items()
-        }
-    if name == "data" and isinstance(fields.get("stages"), list | tuple):
-        fields["stages"] = tuple(
-            _inner(StageConfig, f"data.stages[{i}]", value)
-            for i, value in enumerate(fields["stages"])
-        )
-    return fields
-
-
-def _inner(cls: Any, where: str, table: Any) -> Any:
-    """A section that stands inside another, its errors under its full name."""
-    try:
-        return cls(**_fields(where, table))
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(f"{cls._table}.", f"{where}.", 1)) from None
+    def __post_init__(self) -> None:
+        if self.start_from is not None and self.init_from is not None:
+            raise ConfigError(
+                f"train.init_from = {self.init_from!r}: excludes train.start_from ="
+                f" {self.start_from!r}; leave out the one or the other"
+            )
