@@ -26,7 +26,7 @@ import torch
 
 from slm2_minimal.config import ModelConfig, OptimizerConfig
 from slm2_minimal.data.loader import Batch
-from slm2_minimal.distributed.device import autocast, matmul_rate, pick_device, synchronize
+from slm2_minimal.distributed.device import autocast, matmul_flops, pick_device, synchronize
 from slm2_minimal.model.flops import flops_per_token
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
@@ -136,7 +136,7 @@ def measure(
             step()
             synchronize(device)
             seconds[name].append(time.perf_counter() - start)
-    peak = matmul_rate(device, dtype, 2048)
+    peak = matmul_flops(device, dtype, 2048)
     flops = flops_per_token(CONFIG, TOKENS) * ROWS * TOKENS
     return {
         name: {

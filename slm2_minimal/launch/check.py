@@ -17,7 +17,7 @@ from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.training_data import assemble, fitting_tokenizer
 from slm2_minimal.distributed import checkpoint
-from slm2_minimal.distributed.parallel import resolve
+from slm2_minimal.distributed.parallel import resolve_strategy
 from slm2_minimal.distributed.world import World
 from slm2_minimal.launch.memory import GPUS_PER_NODE, memory
 from slm2_minimal.launch.planner import GPUS, RESERVE
@@ -54,7 +54,7 @@ def _processes(config: RunConfig, gpus: int) -> tuple[str, list[str]]:
     """
     parallel, train, length = config.parallel, config.train, config.data.seq_len
     nodes, per_node = _nodes(gpus)
-    strategy = resolve(config, gpus)
+    strategy = resolve_strategy(config, gpus)
     if strategy == "hybrid" and gpus % (parallel.shard_ranks or per_node):
         raise ConfigError(
             f"parallel.shard_ranks = {parallel.shard_ranks}: must divide the number of processes,"

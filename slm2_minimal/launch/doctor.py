@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from slm2_minimal.config import DataError
-from slm2_minimal.distributed.device import matmul_rate, pick_dtype, synchronize
+from slm2_minimal.distributed.device import matmul_flops, pick_dtype, synchronize
 from slm2_minimal.text.tokenizer import load_tokenizer
 
 EXTRAS = {
@@ -43,7 +43,7 @@ def report() -> Iterator[str]:
         for dtype in (torch.float32, torch.bfloat16):
             yield (
                 "  matrix product"
-                f" {str(dtype).removeprefix('torch.'):<9}{matmul_rate(device, dtype) / 1e9:>12,.0f}"
+                f" {str(dtype).removeprefix('torch.'):<9}{matmul_flops(device, dtype) / 1e9:>12,.0f}"
                 " GFLOP/s"
             )
         yield f"  memory copy {copy_rate(device) / 1e9:>24,.1f} GB/s"

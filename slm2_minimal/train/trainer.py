@@ -23,7 +23,7 @@ from slm2_minimal.data.training_data import assemble, fitting_tokenizer
 from slm2_minimal.distributed import checkpoint
 from slm2_minimal.distributed.device import (
     peak_memory,
-    peak_rate,
+    peak_flops,
     pick_device,
     pick_dtype,
     synchronize,
@@ -232,7 +232,7 @@ class Trainer:
     def _loop(self) -> None:
         train = self.config.train
         flops = flops_per_token(self.config.model, self.config.data.seq_len)
-        peak = peak_rate(self.device, self.dtype) * self.world.size
+        peak = peak_flops(self.device, self.dtype) * self.world.size
         trace = StepTrace(
             self.run_dir / "profile",
             train.profile_step if self.world.is_first else None,

@@ -204,14 +204,14 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(
 def broken_disk(world: World, tables: dict[str, Any], rank: int) -> str:
     """A run in which one rank cannot write its part of the second checkpoint."""
     trainer = Trainer(RunConfig.from_dict(tables), world)
-    sign = trainer.checkpoints._sign
+    sign = trainer.checkpoints.sign
 
     def failing(part: Path) -> None:
         if world.rank == rank and "00000010" in part.name:
             raise OSError(28, "No space left on device")
         sign(part)
 
-    trainer.checkpoints._sign = failing  # type: ignore[method-assign]
+    trainer.checkpoints.sign = failing  # type: ignore[method-assign]
     try:
         for _ in range(1000):
             trainer.train_step()

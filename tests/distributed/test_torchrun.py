@@ -179,8 +179,8 @@ def _train(config: RunConfig, slow: float) -> None:
     of a write.
     """
     torch.set_num_threads(1)
-    sign, publish = checkpoint.Checkpointer._sign, checkpoint.Checkpointer._publish
-    for name, real in (("_sign", sign), ("_publish", publish)):
+    sign, publish = checkpoint.Checkpointer.sign, checkpoint.Checkpointer.publish
+    for name, real in (("sign", sign), ("publish", publish)):
 
         def later(self: Any, *arguments: Any, real: Callable[..., None] = real) -> None:
             time.sleep(slow)

@@ -18,7 +18,7 @@ from slm2_minimal.config import (
     TrainConfig,
 )
 from slm2_minimal.data.loader import Batch
-from slm2_minimal.distributed.parallel import _checkpoint_activations, parallelize
+from slm2_minimal.distributed.parallel import checkpoint_activations, parallelize
 from slm2_minimal.distributed.world import World
 from slm2_minimal.launch.memory import loss_bytes, memory, state_bytes
 from slm2_minimal.model.loss import summed_cross_entropy
@@ -64,7 +64,7 @@ def test_what_full_checkpointing_costs_as_torch_counts() -> None:
     for kind in ("none", "full"):
         model = StableLM2(config)
         for block in model.model.layers if kind == "full" else []:
-            _checkpoint_activations(block, kind)
+            checkpoint_activations(block, kind)
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(2, 32, dtype=torch.int64)).sum().backward()
         counted.append(counter.get_total_flops() / 64)

@@ -12,7 +12,7 @@ from slm2_minimal.config import ConfigError, DataConfig, ModelConfig, OptimizerC
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.training_data import assemble
 from slm2_minimal.distributed import device as device_module
-from slm2_minimal.distributed.device import matmul_rate, peak_rate, pick_device, pick_dtype
+from slm2_minimal.distributed.device import matmul_flops, peak_flops, pick_device, pick_dtype
 from slm2_minimal.evaluate import validation
 from slm2_minimal.evaluate.validation import ValidationSet, unigram, validation_losses
 from slm2_minimal.launch.doctor import report
@@ -105,15 +105,15 @@ def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda")
     assert pick_dtype("bfloat16", CPU) == torch.bfloat16
     rates = {torch.float32: 100.0, torch.bfloat16: 700.0}
-    monkeypatch.setattr(device_module, "matmul_rate", lambda device, dtype: rates[dtype])
+    monkeypatch.setattr(device_module, "matmul_flops", lambda device, dtype: rates[dtype])
     assert pick_dtype("auto", CPU) == torch.bfloat16
     rates[torch.bfloat16] = 60.0
     assert pick_dtype("auto", CPU) == torch.float32
-    assert peak_rate(CPU, torch.float32) == 100.0
+    assert peak_flops(CPU, torch.float32) == 100.0
 
 
-def test_matmul_rate_is_plausible() -> None:
-    assert 1e8 < matmul_rate(CPU, torch.float32, 128) < 1e15
+def test_matmul_flops_is_plausible() -> None:
+    assert 1e8 < matmul_flops(CPU, torch.float32, 128) < 1e15
 
 
 def test_unigram_and_validation_by_hand() -> None:
