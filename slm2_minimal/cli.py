@@ -316,7 +316,7 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
         RunConfig.load(options.config, parse_overrides(rest)),
         (None if options.out is None else Path(options.out)),
     )
-    words, say = [options.config, *rest], functools.partial(print, flush=True)
+    words = [options.config, *rest]
     launch(
         config,
         words,
@@ -325,7 +325,6 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
         folder,
         _slurm_options(options),
         dry_run=options.dry_run,
-        say=say,
     )
 
 

@@ -1,11 +1,12 @@
 """Checkpoints that are whole or absent.
 
 Every rank writes its part at once and in the background; any strategy on any number of
-ranks reads them back. A checkpoint is a folder `step-00000300`. It holds the weights and
-the optimizer as torch.distributed.checkpoint's shards, one safetensors file a rank, and
-state.json: the step, the data position, the configuration, the other files' digests.
-Nothing is pickled. The folder is written under another name, on a file system that all
-ranks see, and renamed when it is whole. A crash leaves the checkpoints before untouched.
+ranks reads them back. A checkpoint is a folder `step-00000300`. It holds the weights
+and the optimizer as torch.distributed.checkpoint's shards, one safetensors file a rank,
+and state.json: the step, the data position, the configuration, the other files'
+digests. Nothing is pickled. The folder is written under another name, on a file system
+that all ranks see, and renamed when it is whole. A crash leaves the checkpoints before
+untouched.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "
 
 
 class Checkpointer:
-    """Writes a run's checkpoints. Every rank calls the same methods in the same order."""
+    """Writes a run's checkpoints. All ranks call the same methods in the same order."""
 
     def __init__(
         self, run_dir: Path, world: World, keep: int, keep_steps: Iterable[int] = ()
@@ -106,11 +107,11 @@ class Checkpointer:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank failed in the background; `wait`, called by all, says how."""
+        """Whether this rank failed in the background; `wait` says how."""
         return self._error is not None
 
     def wait(self) -> None:
-        """Until the last save is published. Raises OSError, on all ranks, if it was not."""
+        """Until the save is published. Raises OSError, on all ranks, if it is not."""
         if self._thread is None:
             return
         self._thread.join()
@@ -238,7 +239,10 @@ def load(
 
 
 def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
-    """(a model on the CPU in fp32, its tokenizer if known), from where `load_weights` reads."""
+    """(a model on the CPU in fp32, its tokenizer's name if known).
+
+    `path_or_id` and the errors are those of `load_weights`.
+    """
     world = World(torch.device("cpu"))
     folder, state = _find(path_or_id, world)
     if state is None:
@@ -249,7 +253,7 @@ def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
 
 
 def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
-    """Fill a model, under any strategy, with weights alone; return their tokenizer's name.
+    """Fill a model under any strategy with weights alone; name their tokenizer.
 
     They come from a run's folder (its best checkpoint, or the newest where nothing was
     validated), a checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered
@@ -271,7 +275,7 @@ def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
 
 
 def _find(path_or_id: str, world: World) -> tuple[Path, dict[str, Any] | None]:
-    """(where the weights lie, the checkpoint's state); None in Hugging Face's format."""
+    """(folder of the weights, its state); None for Hugging Face's format."""
     folder = world.gather(_checkpoint_of(Path(path_or_id)))[0]  # one rank says for all
     if folder is None:
         return hub.resolve(path_or_id), None
@@ -309,7 +313,7 @@ def _weights(model: StableLM2, prefix: str) -> dict[str, Tensor]:
 def first_difference(
     theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
 ) -> tuple[str, Any, Any]:
-    """(dotted field, their value, our value) where two nested dictionaries first differ.
+    """(dotted field, their value, ours) where two nested dictionaries first differ.
 
     The field is empty if they do not.
     """

@@ -75,7 +75,7 @@ class Replica:
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """Around one micro-batch's passes: what can wait for the step's last one does."""
+        """Around a micro-batch's passes: what can wait for the step's last one does."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             with self.forward.no_sync():
                 yield
@@ -223,7 +223,7 @@ def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolic
     return CheckpointPolicy.MUST_SAVE if op in KEPT_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _sum_bucket(state: None, bucket: "dist.GradBucket") -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """The sum of a bucket of gradients over the ranks; DDP's own hook averages."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])

@@ -105,11 +105,11 @@ class World:
         return mesh
 
     def shorten_timeouts(self, timeout: timedelta = LATER_TIMEOUT) -> None:
-        """After the first step: a rank that is dead or stuck is noticed after `timeout`.
+        """After the first step: have a dead or stuck rank noticed after `timeout`.
 
         Then the collectives of the default group, of `group` and of every `mesh` raise
-        RuntimeError. The group that writes checkpoints keeps its own timeout, for a slow
-        disk is no dead rank.
+        RuntimeError. The group that writes checkpoints keeps its own timeout, for a
+        slow disk is no dead rank.
         """
         if self.group is None:
             return

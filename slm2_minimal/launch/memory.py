@@ -1,14 +1,14 @@
 """Bytes of live tensors on one rank of a training step, by arithmetic.
 
 The worst of a step's moments counts: the loss, with all activations kept; the backward
-pass of each block; its end, at the embedding. The planner sets it against a GPU's memory.
-Tensor parallelism is left out, and so is what an allocator adds.
+pass of each block; its end, at the embedding. The planner sets it against a GPU's
+memory. Tensor parallelism is left out, and so is what an allocator adds.
 
-In the formulas: N parameters, R ranks that share what is sharded, V vocabulary, H heads,
-T tokens in a sequence; widths C of the model, I of its MLP, K of its keys. a is the bytes
-of an activation, 2 in bf16 and 4 in fp32. w is the bytes of a weight as the forward pass
-finds it: 4 under single and ddp, where autocast makes bf16 of it, and a under zero1, fsdp
-and hybrid.
+In the formulas: N parameters, R ranks that share what is sharded, V vocabulary, H
+heads, T tokens in a sequence; widths C of the model, I of its MLP, K of its keys. a is
+the bytes of an activation, 2 in bf16 and 4 in fp32. w is the bytes of a weight as the
+forward pass finds it: 4 under single and ddp, where autocast makes bf16 of it, and a
+under zero1, fsdp and hybrid.
 """
 
 from collections.abc import Iterator
@@ -48,10 +48,11 @@ def block_bytes(
     """Bytes per token that one block's forward pass keeps for its backward pass.
 
     `weight_size` is w. From the model's own code (model/block.py, model/attention.py):
-    CUDA is meant, the tests measure on the CPU, whose kernels keep the same tensors. Two
-    differences make this a little too much or too little on a GPU. The flash kernel writes
-    its output in o_proj's order, so the copy, a C, is counted too much. The compiled kernel
-    for packed documents runs again under selective checkpointing, so a C + 4 H are, too.
+    CUDA is meant, the tests measure on the CPU, whose kernels keep the same tensors.
+    Two differences make this a little too much or too little on a GPU. The flash kernel
+    writes its output in o_proj's order, so the copy, a C, is counted too much. The
+    compiled kernel for packed documents runs again under selective checkpointing, so a
+    C + 4 H are, too.
     """
     size = 2 if bf16 else 4
     channels, inner = config.hidden_size, config.intermediate_size
@@ -109,8 +110,8 @@ def state_bytes(
     """(weights, gradients, optimizer) in bytes per rank, when most of each are there.
 
     `shards` is R, 1 for single and ddp; padding is not counted. zero1's shards of fp32
-    weights count as the optimizer's. ZeRO's stages are Rajbhandari et al. 2020; the report
-    used stage 1 with bf16 and fp32 reduction (confirmed).
+    weights count as the optimizer's. ZeRO's stages are Rajbhandari et al. 2020; the
+    report used stage 1 with bf16 and fp32 reduction (confirmed).
     """
     # AdamW counts its steps for every tensor
     count = config.num_parameters()
@@ -138,8 +139,8 @@ def memory(
 ) -> Memory:
     """Bytes per rank at the worst moment of a step.
 
-    `dense_mask`: T flags a token, as on the CPU for several documents in a sequence; on a
-    GPU the mask is one of blocks, too small to count.
+    `dense_mask`: T flags a token, as on the CPU for several documents in a sequence; on
+    a GPU the mask is one of blocks, too small to count.
     """
     kind = {"zero1": _Zero1Step, "fsdp": _FsdpStep, "hybrid": _FsdpStep}.get(strategy, _Step)
     step = kind(config, gpus, strategy, checkpointing, dense_mask)
@@ -223,7 +224,7 @@ class _Step:
         yield self.at_end()
 
     def at_loss(self) -> Memory:
-        """All activations are kept, and autocast's bf16 copies of the blocks' matrices."""
+        """All activations are kept, and autocast's copies of the blocks' matrices."""
         loss = loss_bytes(
             self.model, self.tokens, self.weight_size, bf16=self.bf16, device=self.device
         )
@@ -259,10 +260,10 @@ class _Step:
 class _FsdpStep(_Step):
     """The same under fsdp and hybrid.
 
-    FSDP2 gathers and reduces the parameters of a block, or of all outside them, at once.
-    Weights are gathered into a buffer and copied out of it. Gradients are made in a bytes
-    each and copied into a buffer of fp32 to be reduced, which lives until the next one's
-    turn.
+    FSDP2 gathers and reduces the parameters of a block, or of all outside them, at
+    once. Weights are gathered into a buffer and copied out of it. Gradients are made in
+    a bytes each and copied into a buffer of fp32 to be reduced, which lives until the
+    next one's turn.
     """
 
     def at_loss(self) -> Memory:
@@ -299,9 +300,9 @@ class _FsdpStep(_Step):
     def reducing_root(self, gradient_size: int, sums: int) -> float:
         """The worse of two moments at the end.
 
-        First the weights outside are still gathered and the last block is being reduced.
-        Then their gradients are copied into the buffer, and the head's own stays until its
-        part is there.
+        First the weights outside are still gathered and the last block is being
+        reduced. Then their gradients are copied into the buffer, and the head's own
+        stays until its part is there.
         """
         before = 2 * self.size * self.root + 4 * self.in_block + sums
         part = 4 * self.root / self.shards
