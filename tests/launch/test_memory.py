@@ -31,9 +31,16 @@ CPU = torch.device("cpu")
 
 def small(vocab: int, channels: int, layers: int, **changes: Any) -> ModelConfig:
     return ModelConfig(
-        vocab_size=vocab, hidden_size=channels, intermediate_size=channels * 11 // 4, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
-    ).replace(**changes)  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=channels,
+        intermediate_size=channels * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    ).replace(**changes)
 
 
 def run_of(
@@ -80,11 +87,14 @@ def test_what_full_checkpointing_costs_as_torch_counts() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        small(512, 64, 2), small(300, 32, 3, tie_word_embeddings=True), small(300, 64, 2, num_key_value_heads=2),
-        small(300, 64, 2, norm_bias=False), small(300, 64, 2, final_norm_bias=False, use_qkv_bias=False),
+        small(512, 64, 2),
+        small(300, 32, 3, tie_word_embeddings=True),
+        small(300, 64, 2, num_key_value_heads=2),
+        small(300, 64, 2, norm_bias=False),
+        small(300, 64, 2, final_norm_bias=False, use_qkv_bias=False),
     ],
     ids=["plain", "tied", "grouped", "no block bias", "no other bias"],
-)  # fmt: skip
+)
 def test_states_equal_those_of_a_real_adamw(model: ModelConfig) -> None:
     network = StableLM2(model)
     optimizer = build_optimizer(network, OptimizerConfig())
