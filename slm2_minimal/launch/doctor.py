@@ -57,7 +57,7 @@ def _device(device: torch.device) -> Iterator[str]:
 
 
 def copy_rate(device: torch.device, size: int = 2**28) -> float:
-    """Bytes read and written per second when `size` bytes are copied, the best of five."""
+    """Bytes read and written per second when `size` bytes are copied, best of five."""
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     best = float("inf")

@@ -3,16 +3,11 @@
 The worst of a step's moments counts: the loss, with all activations kept; the backward
 pass of each block; its end, at the embedding. The planner sets it against a GPU's
 memory. Tensor parallelism is left out, and so is what an allocator adds.
-
-In the formulas: N parameters, R ranks that share what is sharded, V vocabulary, H
-heads, T tokens in a sequence; widths C of the model, I of its MLP, K of its keys. a is
-the bytes of an activation, 2 in bf16 and 4 in fp32. w is the bytes of a weight as the
-forward pass finds it: 4 under single and ddp, where autocast makes bf16 of it, and a
-under zero1, fsdp and hybrid.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from slm2_minimal.config import SHARDED, ModelConfig, RunConfig
 from slm2_minimal.model.loss import CHUNK_BYTES
@@ -47,12 +42,14 @@ def block_bytes(
 ) -> int:
     """Bytes per token that one block's forward pass keeps for its backward pass.
 
-    `weight_size` is w. From the model's own code (model/block.py, model/attention.py):
-    CUDA is meant, the tests measure on the CPU, whose kernels keep the same tensors.
-    Two differences make this a little too much or too little on a GPU. The flash kernel
-    writes its output in o_proj's order, so the copy, a C, is counted too much. The
-    compiled kernel for packed documents runs again under selective checkpointing, so a
-    C + 4 H are, too.
+    `weight_size` is the bytes of a weight as the forward pass finds it: 4 under single
+    and ddp, where autocast makes bf16 of it, and an activation's under zero1, fsdp and
+    hybrid.
+
+    From model/block.py and model/attention.py. CUDA is meant; the tests measure on the
+    CPU, whose kernels keep the same tensors but for two. CUDA's flash kernel writes its
+    output in o_proj's order, so its copy is counted too much. The compiled kernel for
+    packed documents runs again under selective checkpointing, so its output is, too.
     """
     size = 2 if bf16 else 4
     channels, inner = config.hidden_size, config.intermediate_size
@@ -171,8 +168,7 @@ class _Step:
         self, config: RunConfig, gpus: int, strategy: str, checkpointing: str, dense_mask: bool
     ) -> None:
         model, seq_len = config.model, config.data.seq_len
-        self.model = model
-        self.checkpointing = checkpointing
+        self.model, self.checkpointing = model, checkpointing
         self.device = "cpu" if config.train.device == "cpu" else "cuda"
 
         # Bytes of a number
@@ -195,19 +191,14 @@ class _Step:
         )
         self.held = self.gradients if self.accumulates or strategy == "ddp" else 0
 
-        # Activations of a block, computed whole and as kept
-        def block(kind: str) -> int:
-            return self.tokens * block_bytes(
-                model,
-                seq_len,
-                kind,
-                weight_size=self.weight_size,
-                bf16=self.bf16,
-                dense_mask=dense_mask,
-            )
-
-        self.whole_block = block("none")
-        self.kept_block = block(checkpointing)
+        # Activations of a block: all of them, and those that are kept
+        sizes: dict[str, Any] = {
+            "weight_size": self.weight_size,
+            "bf16": self.bf16,
+            "dense_mask": dense_mask,
+        }
+        self.whole_block = self.tokens * block_bytes(model, seq_len, "none", **sizes)
+        self.kept_block = self.tokens * block_bytes(model, seq_len, checkpointing, **sizes)
 
         # Outside: the final norm's input and statistics, four tensors of indices, the
         # rotary angles with cosines and sines, the mask
@@ -257,14 +248,39 @@ class _Step:
         return 2 * blocks * self.in_block if self.autocast else 0
 
 
-class _FsdpStep(_Step):
-    """The same under fsdp and hybrid.
+class _ShardedStep(_Step):
+    """What fsdp, hybrid and zero1 share.
 
     FSDP2 gathers and reduces the parameters of a block, or of all outside them, at
     once. Weights are gathered into a buffer and copied out of it. Gradients are made in
-    a bytes each and copied into a buffer of fp32 to be reduced, which lives until the
-    next one's turn.
+    an activation's size and copied into a buffer of fp32 to be reduced, which lives
+    until the next one's turn.
     """
+
+    def reduced(self, blocks: int) -> float:
+        """This rank's part of the gradients of so many blocks."""
+        return 4 * blocks * self.in_block / self.shards
+
+    def made_and_reducing(self, finished: int) -> int:
+        """Gradients of head and block as made, and the buffer of the block before."""
+        buffer = 4 * self.in_block if finished else 0
+        return self.size * (self.table + self.in_block) + buffer
+
+    def reducing_root(self, gradient_size: int, sums: int) -> float:
+        """The worse of two moments at the end.
+
+        First the weights outside are still gathered and the last block is being
+        reduced. Then their gradients are copied into the buffer, and the head's own
+        stays until its part is there.
+        """
+        first = 2 * self.size * self.root + 4 * self.in_block + sums
+        head_and_part = gradient_size * self.table + 4 * self.root / self.shards
+        second = 4 * self.root + max(gradient_size * self.root, head_and_part)
+        return max(first, second)
+
+
+class _FsdpStep(_ShardedStep):
+    """A step under fsdp and hybrid."""
 
     def at_loss(self) -> Memory:
         """What is outside is gathered, and a buffer of one block is there."""
@@ -288,30 +304,9 @@ class _FsdpStep(_Step):
         working = self.reducing_root(self.size, sums=0)
         return Memory(self.weights, gradients, self.optimizer, self.outside, working)
 
-    def reduced(self, blocks: int) -> float:
-        """This rank's part of the gradients of so many blocks."""
-        return 4 * blocks * self.in_block / self.shards
 
-    def made_and_reducing(self, finished: int) -> int:
-        """Gradients of head and block as made, and the buffer of the block before."""
-        buffer = 4 * self.in_block if finished else 0
-        return self.size * (self.table + self.in_block) + buffer
-
-    def reducing_root(self, gradient_size: int, sums: int) -> float:
-        """The worse of two moments at the end.
-
-        First the weights outside are still gathered and the last block is being
-        reduced. Then their gradients are copied into the buffer, and the head's own
-        stays until its part is there.
-        """
-        before = 2 * self.size * self.root + 4 * self.in_block + sums
-        part = 4 * self.root / self.shards
-        head_and_part = gradient_size * self.table + part
-        return max(before, 4 * self.root + max(gradient_size * self.root, head_and_part))
-
-
-class _Zero1Step(_FsdpStep):
-    """The same under zero1.
+class _Zero1Step(_ShardedStep):
+    """A step under zero1.
 
     It gathers and reduces once a step, adds gradients up in fp32, and drops weights and
     sums of a block when it is done with it.
@@ -319,13 +314,13 @@ class _Zero1Step(_FsdpStep):
 
     def at_loss(self) -> Memory:
         """Without accumulation, the blocks were gathered in this forward pass."""
-        moment = _Step.at_loss(self)
+        moment = super().at_loss()
         buffer = 0 if self.accumulates else self.size * self.in_block
         return replace(moment, working=moment.working + buffer)
 
     def in_backward(self, finished: int) -> Memory:
         """Weights and sums of the finished blocks are dropped."""
-        moment = _Step.in_backward(self, finished)
+        moment = super().in_backward(finished)
         unfinished = self.model.num_parameters() - finished * self.in_block
         sums = 4 * unfinished if self.accumulates else 0
         return replace(

@@ -75,7 +75,6 @@ class Plan:
     flops_source: str
     mfu: float
     step_seconds: float
-    sent_bytes: float
     communication_seconds: float
     tokens: int
     gpu_hours: float
@@ -182,7 +181,7 @@ def plan(
         down = 2 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
         executed += (useful - head) / 3 - down
     seconds = executed * train.global_batch_tokens / (gpus * flops)
-    sent, communication_seconds = communication(config, gpus, strategy, card)
+    _, communication_seconds = communication(config, gpus, strategy, card)
 
     # The run
     hours = train.steps * seconds * gpus / 3600
@@ -200,7 +199,6 @@ def plan(
         flops_source=source,
         mfu=flops * useful / executed / card.peak,
         step_seconds=seconds,
-        sent_bytes=sent,
         communication_seconds=communication_seconds,
         tokens=train.steps * train.global_batch_tokens,
         gpu_hours=hours,

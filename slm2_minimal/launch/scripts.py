@@ -27,7 +27,7 @@ def scripts(
     folder: Path,
     options: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The texts of `torchrun.sh`, for one node, and of `slurm.sh`, which runs it on each.
+    """The texts of `torchrun.sh`, for a node, and of `slurm.sh`, which runs it on each.
 
     Both belong in `folder`. `words` are the arguments of `slm2 train` that gave
     `config`. `options` are sbatch's by their long names, over the defaults: 24 hours,
