@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,9 +59,10 @@ class Checkpointer:
         self.world = world
         self.keep = keep
         self.keep_steps = set(keep_steps)
-        # A group for the thread that writes: messages of two threads on one group would
-        # be taken for each other's.
-        self._group = None if world.group is None else dist.new_group(backend="gloo")
+        # The thread that writes has a group of its own: messages of two threads on one
+        # group would be taken for each other's. Its timeout stays long, for slow disks.
+        group = None if world.group is None else dist.new_group(backend="gloo")
+        self._writers = replace(world, group=group)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -86,7 +88,7 @@ class Checkpointer:
 
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
         tensors = named_tensors(model, optimizer)
-        written = async_save(tensors, storage_writer=writer, **_ranks(self._group))
+        written = async_save(tensors, storage_writer=writer, **_ranks(self._writers.group))
         arguments = (part, cast(Future[Any], written), {"step": step, **state}, best)
         self._thread = threading.Thread(target=self._finish, args=arguments, daemon=True)
         self._thread.start()
@@ -117,7 +119,7 @@ class Checkpointer:
         self._thread.join()
         reason = None if self._error is None else _reason(self._error)
         self._thread = self._error = None
-        for rank, other in enumerate(self.world.gather(reason)):
+        for rank, other in enumerate(self._writers.gather(reason)):
             if other not in (None, NOT_SIGNED):
                 raise OSError(
                     f"writing a checkpoint into {str(self.run_dir)!r} failed on rank {rank}:"

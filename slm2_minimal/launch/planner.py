@@ -105,14 +105,13 @@ def communication(config: RunConfig, gpus: int, strategy: str, gpu: GPU) -> tupl
     count = config.model.num_parameters()
     bandwidth = gpu.network if gpus > GPUS_PER_NODE else gpu.link
 
-    # Once a step: all-reduce of fp32 gradients, or reduce-scatter and bf16 weights
-    # gathered
+    # ddp: all-reduce of 4 N. zero1: reduce-scatter of 4 N, all-gather of 2 N
     if strategy in ("ddp", "zero1"):
         volume = 8 * count if strategy == "ddp" else 6 * count
         sent = (gpus - 1) / gpus * volume
         return sent, sent / bandwidth
 
-    # Per micro-batch: weights gathered twice, those outside the blocks once; gradients
+    # Per micro-batch: all-gather of 2 N twice, once outside the blocks; reduce-scatter
     shards = shard_ranks(config, gpus, strategy)
     root, block = root_and_block(config.model)
     gathered = 2 * root + 4 * block * config.model.num_hidden_layers
@@ -121,7 +120,7 @@ def communication(config: RunConfig, gpus: int, strategy: str, gpu: GPU) -> tupl
     if strategy == "fsdp":
         return sent, sent / bandwidth
 
-    # hybrid, once a step: all-reduce of the shards' gradients among the repetitions
+    # hybrid: all-reduce of 4 N / R among the repetitions, once a step
     repetitions = gpus // shards
     among = 2 * (repetitions - 1) / repetitions * 4 * count / shards
     rings = min(shards, GPUS_PER_NODE) if gpus > GPUS_PER_NODE else 1
@@ -366,7 +365,8 @@ def _check(config: RunConfig, gpus: int, gpu: str, strategy: str, checkpointing:
             f"gpus = {gpus}: must share {micro_batches} micro-batches of {tokens} tokens evenly"
             f" and, above {GPUS_PER_NODE}, fill nodes of {GPUS_PER_NODE}; the nearest is {nearest}"
         )
-    if reason := _why_not(config, gpus, strategy):
+    reason = _why_not(config, gpus, strategy)
+    if reason:
         raise ConfigError(
             f"strategy = {strategy!r}: {reason}; use {', '.join(_possible(config, gpus))}"
         )

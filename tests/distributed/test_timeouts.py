@@ -51,7 +51,7 @@ def writes(world: World, folder: str) -> bool:
     world.shorten_timeouts(timedelta(seconds=0.5))
     if world.rank == 1:
         time.sleep(2.0)
-    dist.all_reduce(torch.ones(1), group=checkpointer._group)
+    dist.all_reduce(torch.ones(1), group=checkpointer._writers.group)
     return True
 
 
