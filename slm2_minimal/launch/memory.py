@@ -88,7 +88,7 @@ def loss_bytes(
     second = max(0, min(limit, tokens - limit))
 
     # Forward: the head's copy and gradient, a chunk, and what is made of it
-    logits = config.vocab_size * (4 + 2 if bf16 else 4)  # of one token, and their bf16 copy
+    logits = config.vocab_size * (6 if bf16 else 4)  # of a token, in fp32 and bf16
     chunk = first * (logits + size * channels)
     head_share = size * table
     hidden_share = first * channels * (6 if autocast else size)
@@ -106,7 +106,7 @@ def state_bytes(
 ) -> tuple[float, float, float]:
     """(weights, gradients, optimizer) in bytes per rank, when most of each are there.
 
-    `shards` is R, 1 for single and ddp; padding is not counted. zero1's shards of fp32
+    `shards` ranks share what is sharded; padding is not counted. zero1's shards of fp32
     weights count as the optimizer's. ZeRO's stages are Rajbhandari et al. 2020; the
     report used stage 1 with bf16 and fp32 reduction (confirmed).
     """
@@ -145,7 +145,7 @@ def memory(
 
 
 def shard_ranks(config: RunConfig, gpus: int, strategy: str) -> int:
-    """R, how many ranks share what is sharded."""
+    """How many ranks share what is sharded."""
     if strategy in ("single", "ddp"):
         return 1
     if strategy == "hybrid":

@@ -4,7 +4,8 @@ Plain arithmetic on a `RunConfig`, for GPUs that need not be there (report secti
 and 7). A number of the report carries the status that its source gives it. Memory is
 that of live tensors (launch/memory.py); what the allocator adds is covered by a
 reserve. Tensor parallelism is left out. In the formulas: N parameters, V vocabulary, L
-layers, C channels, I width of the MLP, T tokens in a sequence.
+layers, C channels, I width of the MLP, T tokens in a sequence; R ranks that share what
+is sharded.
 """
 
 from collections.abc import Iterator
@@ -51,9 +52,9 @@ _A100, _H100, _H200 = (DATA_SHEET_PEAK[name] for name in ("A100", "H100", "H200"
 _AS_40GB = "assumed: as the report's 40 GB card"
 _ASSUMED = "assumed: 40% of peak, not measured"
 # The report's card: its speed and its price are confirmed.
-_REPORT = GPU(40e9, _A100, 170e12, "report: ~170, confirmed", 300e9, 50e9, 400, 3.5)
+_REPORTS_CARD = GPU(40e9, _A100, 170e12, "report: ~170, confirmed", 300e9, 50e9, 400, 3.5)
 GPUS: dict[str, GPU] = {
-    "a100-40gb": _REPORT,
+    "a100-40gb": _REPORTS_CARD,
     "a100-80gb": GPU(80e9, _A100, 170e12, _AS_40GB, 300e9, 200e9, 400),
     "h100-80gb": GPU(80e9, _H100, 0.4 * _H100, _ASSUMED, 450e9, 400e9, 700),
     "h200-141gb": GPU(141e9, _H200, 0.4 * _H200, _ASSUMED, 450e9, 400e9, 700),
@@ -90,7 +91,7 @@ class Plan:
 
 
 def communication(config: RunConfig, gpus: int, strategy: str, gpu: GPU) -> tuple[float, float]:
-    """(bytes that a rank sends in a step, seconds that takes at full bandwidth).
+    """(bytes that a rank sends in a step, seconds that this takes at full bandwidth).
 
     To compare with the step, into which it must be hidden. Latency is left out, so
     times are lower bounds. In a ring of R ranks, reduce-scatter and all-gather of S
@@ -297,7 +298,7 @@ def _run(config: RunConfig, chosen: Plan) -> Iterator[str]:
 
     full = RunConfig.preset("stablelm-2-1_6b")
     ours = (config.model, train.steps, train.global_batch_tokens, chosen.gpus, card)
-    if ours == (full.model, full.train.steps, full.train.global_batch_tokens, 512, _REPORT):
+    if ours == (full.model, full.train.steps, full.train.global_batch_tokens, 512, _REPORTS_CARD):
         sheet_mwh = REPORT_HOURS * card.watts * PUE / 1e6
         average_watts = REPORT_MWH * 1e6 / REPORT_HOURS / PUE
         yield "report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)"
