@@ -42,8 +42,8 @@ from slm2_minimal.config import (
 )
 from slm2_minimal.data.loader import Batch
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.distributed.device import DATA_SHEET_PEAK, autocast, peak_rate, synchronize
-from slm2_minimal.distributed.parallel import spread
+from slm2_minimal.distributed.device import DATA_SHEET_PEAK, autocast, peak_flops, synchronize
+from slm2_minimal.distributed.parallel import build_on_meta
 from slm2_minimal.distributed.world import World
 from slm2_minimal.launch.memory import memory
 from slm2_minimal.model.flops import flops_per_token
@@ -122,7 +122,7 @@ class Bench:
     def ours(self, rows: str, compiled: bool, checkpointing: Any) -> Side:
         """The package's step, its model built as a run builds it."""
         run = replace(self.run, parallel=ParallelConfig(checkpointing=checkpointing))
-        model, data = spread(run, World(self.device), BF16), self.data[rows]
+        model, data = build_on_meta(run, World(self.device), BF16), self.data[rows]
         adopt(model, self.parameters)
         if compiled:
             compile_each(model.model.layers, self.device)
@@ -394,7 +394,7 @@ def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
     tokens = bench.run.train.micro_batch_size * bench.run.data.seq_len
     flops, peak = (
         flops_per_token(bench.run.model, bench.run.data.seq_len),
-        peak_rate(bench.device, BF16),
+        peak_flops(bench.device, BF16),
     )
     card = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
     source = "data sheet" if any(name in card for name in DATA_SHEET_PEAK) else "measured now"

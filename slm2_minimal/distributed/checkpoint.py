@@ -1,18 +1,15 @@
-"""Checkpoints that are whole or absent, written by every rank at once and in the
-background, and read back under any strategy.
+"""Checkpoints that are whole or absent.
 
-A checkpoint is a folder `step-00000300`: torch.distributed.checkpoint's shards of
-weights and optimizer in safetensors files (nothing is pickled), one a rank, and
-state.json, which holds the step, the data position, the run's configuration and the
-digests of the other files. Every tensor is named as in the model, so that ranks of
-another number or strategy find their parts. It is written under another name on a file
-system that all ranks see, and renamed when all of it is there; a crash leaves the ones
-before untouched.
+Every rank writes its part at once and in the background; any strategy on any number of
+ranks reads them back. A checkpoint is a folder `step-00000300`. It holds the weights
+and the optimizer as torch.distributed.checkpoint's shards, one safetensors file a rank,
+and state.json: the step, the data position, the configuration, the other files'
+digests. Nothing is pickled. The folder is written under another name, on a file system
+that all ranks see, and renamed when it is whole. A crash leaves the checkpoints before
+untouched.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import threading
@@ -20,6 +17,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,33 +34,35 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from slm2_minimal.config import CheckpointError, ModelConfig
 from slm2_minimal.distributed.world import World
-from slm2_minimal.files import whole_file
+from slm2_minimal.files import flush, read_json, sha256, write_json
+from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
 
 # One process is no oversight here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 STATE, BEST, FAILED = "state.json", "best.json", "failed"
+MODEL = "model/"  # before the name of a weight; see `named_tensors`
 NOT_SIGNED = "another rank could not write its part"
-MODEL, OPTIMIZER = (
-    "model/",
-    "optimizer/",
-)  # before a tensor's name: model/lm_head.weight, optimizer/lm_head.weight/exp_avg
+# Fields of a model's configuration on which no weight depends.
+FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
 
 
 class Checkpointer:
-    """Writes the checkpoints of one run. Every rank has one and calls the same methods
-    in the same order.
-    """
+    """Writes a run's checkpoints. All ranks call the same methods in the same order."""
 
-    def __init__(self, run: Path, world: World, keep: int, spared: Iterable[int] = ()) -> None:
-        """Of the checkpoints in the folder `run`, the newest `keep` are kept, the best,
-        and those of the steps `spared`.
-        """
-        self.run, self.world, self.keep, self.spared = run, world, keep, set(spared)
-        # The writing thread has a group of its own: messages of two threads on one
-        # group would be taken for each other's.
-        self._group = None if world.group is None else dist.new_group(backend="gloo")
+    def __init__(
+        self, run_dir: Path, world: World, keep: int, keep_steps: Iterable[int] = ()
+    ) -> None:
+        """The newest `keep` are kept, the best, and those of `keep_steps`."""
+        self.run_dir = run_dir
+        self.world = world
+        self.keep = keep
+        self.keep_steps = set(keep_steps)
+        # The thread that writes has a group of its own: messages of two threads on one
+        # group would be taken for each other's. Its timeout stays long, for slow disks.
+        group = None if world.group is None else dist.new_group(backend="gloo")
+        self._writers = replace(world, group=group)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -74,243 +74,250 @@ class Checkpointer:
         state: dict[str, Any],
         best: dict[str, Any],
     ) -> None:
-        """Copy the tensors and return; the rest goes on in the background. `best` is
-        what BEST will hold once the checkpoint is there.
+        """Copy the tensors and return; the rest goes on in the background.
+
+        `best` is what BEST will hold once the checkpoint is published.
         """
         self.wait()
-        part = self.run / f".step-{step:08d}.part"
+        part = self.run_dir / f".{_name(step)}.part"
         if self.world.is_first:
-            for left in (*self.run.glob(".step-*.part"), *self.run.glob(".old-*")):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in (*self.run_dir.glob(".step-*.part"), *self.run_dir.glob(".old-*")):
+                shutil.rmtree(leftover, ignore_errors=True)  # of a crash
             part.mkdir(parents=True)
-        self.world.wait()
+        self.world.barrier()
+
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
-        single = {"no_dist": True} if self._group is None else {"process_group": self._group}
-        written = cast(
-            Future[Any],
-            async_save(named_tensors(model, optimizer), storage_writer=writer, **single),
-        )
-
-        def finish() -> None:
-            try:
-                written.result()
-                self._sign(part)
-                if self.world.is_first:
-                    self._publish(part, {"step": step, **state}, best)
-            except BaseException as error:  # told by `wait` in the thread that trains
-                self._error = error
-                with contextlib.suppress(OSError):
-                    (part / FAILED).touch()  # for the first rank, which waits for every digest
-
-        self._thread = threading.Thread(target=finish, daemon=True)
+        tensors = named_tensors(model, optimizer)
+        written = async_save(tensors, storage_writer=writer, **_ranks(self._writers.group))
+        arguments = (part, cast(Future[Any], written), {"step": step, **state}, best)
+        self._thread = threading.Thread(target=self._finish, args=arguments, daemon=True)
         self._thread.start()
+
+    def _finish(
+        self, part: Path, written: Future[Any], state: dict[str, Any], best: dict[str, Any]
+    ) -> None:
+        """What the background thread does; `wait` raises its error later."""
+        try:
+            written.result()
+            self.sign(part)
+            if self.world.is_first:
+                self.publish(part, state, best)
+        except BaseException as error:
+            self._error = error
+            with contextlib.suppress(OSError):
+                (part / FAILED).touch()  # for the first rank, which waits for every digest
 
     @property
     def failed(self) -> bool:
-        """Whether something went wrong in the background on this rank; `wait`, called
-        by all of them, tells.
-        """
+        """Whether this rank failed in the background; `wait` says how."""
         return self._error is not None
 
     def wait(self) -> None:
-        """Until the last save is published, on every rank.
-
-        Raises:
-            OSError: it was not, on every rank alike; the checkpoints before are intact.
-        """
+        """Until the save is published. Raises OSError, on all ranks, if it is not."""
         if self._thread is None:
             return
         self._thread.join()
-        self._thread, error, self._error = None, self._error, None
-        reasons = self.world.gather(None if error is None else _reason(error))
-        for rank, reason in enumerate(reasons):
-            if reason is not None and reason != NOT_SIGNED:
+        reason = None if self._error is None else _reason(self._error)
+        self._thread = self._error = None
+        for rank, other in enumerate(self._writers.gather(reason)):
+            if other not in (None, NOT_SIGNED):
                 raise OSError(
-                    f"writing a checkpoint into {str(self.run)!r} failed on rank {rank}: {reason};"
-                    " the ones before are intact"
+                    f"writing a checkpoint into {str(self.run_dir)!r} failed on rank {rank}:"
+                    f" {other}; the ones before are intact"
                 )
 
     def settle_best(self, best: dict[str, Any]) -> dict[str, Any]:
-        """`best` as a resumed run has it, if its checkpoint is still there; BEST is
-        made to say the same.
-        """
-        there = self.world.gather(
-            bool(best) and (self.run / f"step-{best['step']:08d}" / STATE).exists()
-        )[0]
-        if there and self.world.is_first:
-            _write_json(self.run / BEST, best)
-        return best if there else {}
+        """`best`, if its checkpoint is still there, else {}; BEST will say the same."""
+        exists = bool(best) and (self.run_dir / _name(best["step"]) / STATE).exists()
+        if not self.world.gather(exists)[0]:
+            return {}
+        if self.world.is_first:
+            write_json(self.run_dir / BEST, best)
+        return best
 
-    def _sign(self, part: Path) -> None:
-        """Have the disk hold this rank's file, and leave its digest for the first
-        rank.
-        """
-        own = sorted(part.glob(f"shard-{self.world.rank + 1:05d}-*.safetensors"))
+    def sign(self, part: Path) -> None:
+        """Flush this rank's file, and leave its digest for the first rank."""
         digests = {}
-        for file in own:
-            _flush(file)
-            digests[file.name] = _sha256(file)
-        _write_json(part / f"rank-{self.world.rank:05d}.json", digests)
+        for file in part.glob(f"shard-{self.world.rank + 1:05d}-*.safetensors"):
+            flush(file)
+            digests[file.name] = sha256(file)
+        write_json(part / f"rank-{self.world.rank:05d}.json", digests)
 
-    def _publish(self, part: Path, state: dict[str, Any], best: dict[str, Any]) -> None:
-        """Wait for every rank's digests, write STATE, give the folder its name, and
-        remove what is not kept.
-        """
+    def publish(self, part: Path, state: dict[str, Any], best: dict[str, Any]) -> None:
+        """Make a checkpoint of `part` once every rank has signed; remove old ones."""
         signed = [part / f"rank-{rank:05d}.json" for rank in range(self.world.size)]
         while not all(file.exists() for file in signed):
             if (part / FAILED).exists():
                 raise OSError(NOT_SIGNED)
             time.sleep(0.05)
-        digests = {
-            name: digest
-            for file in signed
-            for name, digest in json.loads(file.read_text(encoding="utf-8")).items()
-        }
+
+        # The state holds all digests
+        digests: dict[str, str] = {}
         for file in signed:
+            digests |= read_json(file)
             file.unlink()
-        _write_json(part / STATE, {**state, "sha256": digests})
-        _flush(part)
-        final = self.run / part.name.removeprefix(".").removesuffix(".part")
+        write_json(part / STATE, {**state, "sha256": digests})
+        flush(part)
+
+        # From here on, it counts
+        final = self.run_dir / _name(state["step"])
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
-        _flush(self.run)
+        flush(self.run_dir)
+        kept = set(self.keep_steps)
         if best:
-            _write_json(self.run / BEST, best)
-        prune(self.run, self.keep, self.spared | ({best["step"]} if best else set()))
+            write_json(self.run_dir / BEST, best)
+            kept.add(best["step"])
+        prune(self.run_dir, self.keep, kept)
 
 
-def steps(run: Path) -> list[Path]:
+def steps(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in run.glob("step-*") if (path / STATE).exists())
+    return sorted(path for path in run_dir.glob("step-*") if (path / STATE).exists())
 
 
-def prune(run: Path, keep: int, always: Iterable[int] = ()) -> None:
-    """Remove all but the newest `keep` checkpoints and those of the steps `always`."""
-    spared = {f"step-{step:08d}" for step in always}
-    for old in steps(run)[:-keep]:
-        if old.name not in spared:
-            hidden = old.rename(
-                run / f".old-{old.name}"
-            )  # at once, so that none is ever seen half removed
-            shutil.rmtree(
-                hidden, ignore_errors=True
-            )  # a file that somebody reads may have to stay for now
+def prune(run_dir: Path, keep: int, keep_steps: Iterable[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and those of `keep_steps`."""
+    names = {_name(step) for step in keep_steps}
+    for old in steps(run_dir)[:-keep]:
+        if old.name not in names:
+            # Renamed at once, so that none is ever seen half removed.
+            hidden = old.rename(run_dir / f".old-{old.name}")
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
-    """The state of a checkpoint, after every file's digest has been checked; the ranks
-    of `world` share that work.
+    """The state of a checkpoint, once the ranks have checked every file's digest.
 
-    Raises:
-        CheckpointError: no checkpoint there, or a file is missing or altered; on every
-        rank alike.
+    Raises CheckpointError, on all ranks, if there is none or a file is not as written.
     """
     world = world or World(torch.device("cpu"))
-    found: dict[str, Any] | CheckpointError
+    state: dict[str, Any] = {}
+    error = None
     try:
-        found = _read_state(folder, world.rank, world.size)
-    except CheckpointError as error:
-        found = error
-    errors = [
-        error
-        for error in world.gather(found if isinstance(found, CheckpointError) else None)
-        if error is not None
-    ]
-    if errors:
-        raise errors[0]
-    assert isinstance(found, dict)
-    return found
+        state = _checked_state(folder, world.rank, world.size)
+    except CheckpointError as caught:
+        error = caught
+    for each in world.gather(error):
+        if each is not None:
+            raise each
+    return state
 
 
-def _read_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
-    """With the digests of every `size`-th file checked."""
+def _checked_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
+    """The state, with the digests of every `size`-th file checked."""
+    where = f"checkpoint = {str(folder)!r}"
+    remedy = "remove this folder to go on from the one before"
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = read_json(folder / STATE)
         digests = dict(state["sha256"])
     except OSError as error:
-        raise CheckpointError(
-            f"checkpoint = {str(folder)!r}: {error.strerror}; give a folder that holds {STATE}"
-        ) from None
+        message = f"{where}: {error.strerror}; give a folder that holds {STATE}"
+        raise CheckpointError(message) from None
     except (ValueError, KeyError, TypeError):
-        raise CheckpointError(
-            f"checkpoint = {str(folder)!r}: {STATE} is damaged; remove this folder to go on from"
-            " the one before"
-        ) from None
+        raise CheckpointError(f"{where}: {STATE} is damaged; {remedy}") from None
     for name in sorted(digests)[rank::size]:
         try:
-            intact = _sha256(folder / name) == digests[name]
+            intact = sha256(folder / name) == digests[name]
         except OSError:
             intact = False
         if not intact:
-            raise CheckpointError(
-                f"checkpoint = {str(folder)!r}: {name} is missing or altered; remove this folder to"
-                " go on from the one before"
-            )
+            raise CheckpointError(f"{where}: {name} is missing or altered; {remedy}")
     return state
 
 
 def load(
     folder: Path, model: StableLM2, optimizer: torch.optim.Optimizer, world: World | None = None
 ) -> dict[str, Any]:
-    """Put weights and optimizer state back in place, each rank its own parts, and
-    return the state.
+    """Put weights and optimizer state back, each rank its own parts; return the state.
 
-    Raises:
-        CheckpointError: as `read_state`, or the checkpoint is of another architecture.
+    Raises CheckpointError as `read_state` does, and for another architecture.
     """
     state = read_state(folder, world)
-    _same_architecture(folder, state, model.config)
+    _check_architecture(folder, state["config"]["model"], vars(model.config))
     _prepare_state(optimizer)
-    _read_tensors(folder, named_tensors(model, optimizer), None if world is None else world.group)
+    _read_tensors(folder, named_tensors(model, optimizer), world)
     return state
 
 
-def load_model(path: str) -> tuple[StableLM2, str | None]:
-    """(a model on the CPU in fp32, the tokenizer it was trained with if known) of a
-    run's folder, a checkpoint, a folder in Hugging Face's format, or a Hub id. Of a
-    run, the best checkpoint is taken, or the newest where nothing was validated.
+def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
+    """(a model on the CPU in fp32, its tokenizer's name if known).
 
-    Raises:
-        CheckpointError: there is none, or it is damaged.
+    `path_or_id` and the errors are those of `load_weights`.
     """
-    folder = Path(path)
-    if not (folder / STATE).exists() and (found := steps(folder)):
-        folder = found[-1]
-        if (folder.parent / BEST).exists():
-            best = (
-                folder.parent / f"step-{json.loads((folder.parent / BEST).read_text())['step']:08d}"
-            )
-            folder = best if (best / STATE).exists() else folder
-    if not (folder / STATE).exists():
-        return StableLM2.from_pretrained(path), None
-    state = read_state(folder)
+    world = World(torch.device("cpu"))
+    folder, state = _find(path_or_id, world)
+    if state is None:
+        return StableLM2.from_pretrained(folder), None
     model = StableLM2(ModelConfig(**state["config"]["model"]))
-    _read_tensors(
-        folder,
-        {MODEL + name: parameter.detach() for name, parameter in model.named_parameters()},
-        None,
-    )
+    _read_tensors(folder, _weights(model, MODEL), world)
     return model, state["config"]["data"]["tokenizer"]
 
 
-def named_tensors(model: StableLM2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every weight and every moment by name, as they lie on this rank; under single and
-    ddp that is all of them.
+def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
+    """Fill a model under any strategy with weights alone; name their tokenizer.
+
+    They come from a run's folder (its best checkpoint, or the newest where nothing was
+    validated), a checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered
+    weights must have been dropped (`Replica.reshard`).
+
+    Raises CheckpointError for none, damaged ones, and those of another architecture.
     """
-    named = dict(model.named_parameters())
-    moments = {
-        f"{OPTIMIZER}{name}/{key}": value
-        for name, parameter in named.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    return {MODEL + name: parameter.detach() for name, parameter in named.items()} | moments
+    folder, state = _find(path_or_id, world)
+    if state is None:
+        theirs, prefix = vars(hub.read_config(folder)), ""
+        tokenizer = None
+    else:
+        theirs, prefix = state["config"]["model"], MODEL
+        tokenizer = state["config"]["data"]["tokenizer"]
+    free = {field: getattr(model.config, field) for field in FREE_FIELDS}
+    _check_architecture(folder, theirs | free, vars(model.config))
+    _read_tensors(folder, _weights(model, prefix), world)
+    return tokenizer
+
+
+def _find(path_or_id: str, world: World) -> tuple[Path, dict[str, Any] | None]:
+    """(folder of the weights, its state); None for Hugging Face's format."""
+    folder = world.gather(_checkpoint_of(Path(path_or_id)))[0]  # one rank says for all
+    if folder is None:
+        return hub.resolve(path_or_id), None
+    return folder, read_state(folder, world)
+
+
+def _checkpoint_of(path: Path) -> Path | None:
+    """The folder itself, or of a run the best or else the newest; None if neither."""
+    if (path / STATE).exists():
+        return path
+    saved = steps(path)
+    if (path / BEST).exists():
+        best = path / _name(read_json(path / BEST)["step"])
+        if best in saved:
+            return best
+    return saved[-1] if saved else None
+
+
+def named_tensors(model: StableLM2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What is saved: every weight and moment by name, as they lie on this rank.
+
+    For example model/lm_head.weight, optimizer/lm_head.weight/exp_avg.
+    """
+    tensors = _weights(model, MODEL)
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = value
+    return tensors
+
+
+def _weights(model: StableLM2, prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def first_difference(
     theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
 ) -> tuple[str, Any, Any]:
-    """(dotted field, their value, our value) of the first place where two nested
-    dictionaries differ; ("", None, None) if nowhere.
+    """(dotted field, their value, ours) where two nested dictionaries first differ.
+
+    The field is empty if they do not.
     """
     for key in ours | theirs:
         a, b = theirs.get(key), ours.get(key)
@@ -323,64 +330,50 @@ def first_difference(
     return "", None, None
 
 
-def _same_architecture(folder: Path, state: dict[str, Any], config: ModelConfig) -> None:
-    field, theirs, ours = first_difference(state["config"]["model"], vars(config))
+def _check_architecture(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    field, saved, here = first_difference(theirs, ours)
     if field:
         raise CheckpointError(
-            f"model.{field} = {ours!r}: the checkpoint {str(folder)!r} has {theirs!r}; use the same"
+            f"model.{field} = {here!r}: the checkpoint {str(folder)!r} has {saved!r}; use the same"
             " model"
         )
 
 
 def _prepare_state(optimizer: torch.optim.Optimizer) -> None:
-    """AdamW makes its state in its first step; what is read needs a place before
-    that.
-    """
+    """Make AdamW's state, as its first step would: what is read needs a place."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter not in optimizer.state:
-                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[parameter] = {"step": step, **moments}
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
 
 
-def _read_tensors(
-    folder: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None
-) -> None:
-    """Fill `tensors` in place."""
-    single: dict[str, Any] = {"no_dist": True} if group is None else {"process_group": group}
+def _read_tensors(folder: Path, tensors: dict[str, Tensor], world: World | None) -> None:
+    """Fill `tensors` in place, each rank its own parts."""
+    group = None if world is None else world.group
+    reader = HuggingFaceStorageReader(str(folder))
     try:
-        read_shards(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), **single)
+        read_shards(tensors, storage_reader=reader, **_ranks(group))
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"checkpoint = {str(folder)!r}: cannot be read ({_reason(error)}); remove this folder"
         ) from None
 
 
+def _ranks(group: dist.ProcessGroup | None) -> dict[str, Any]:
+    """Who takes part, as torch's checkpointing wants to be told."""
+    return {"no_dist": True} if group is None else {"process_group": group}
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _reason(error: BaseException) -> str:
-    """The innermost cause in one line; torch's checkpointing wraps what every rank
-    says.
-    """
+    """The innermost cause in one line; torch wraps what every rank says."""
     if isinstance(error, CheckpointException):
-        inner = next(iter(error.failures.values()))[0]
-        return _reason(inner)
+        return _reason(next(iter(error.failures.values()))[0])
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written, also across a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,4 @@
-"""Which device and number format a run uses, and how fast this machine multiplies in
-each.
-"""
+"""Which device and number format a run uses, and how fast this machine multiplies."""
 
 import contextlib
 import functools
@@ -17,8 +15,9 @@ DATA_SHEET_PEAK = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises ConfigError for a device that is not
-    there.
+    """The device of `train.device`; `auto` is CUDA where there is one.
+
+    Raises ConfigError for a device that is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -31,41 +30,35 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where this machine multiplies at least half again as fast in it as
-    in fp32, measured; else fp32.
+    """The number format of `train.dtype`.
 
-    Cores with AMX are several times faster in bf16; older ones emulate it and are
-    slower.
+    `auto` is bf16 where this machine multiplies at least half again as fast in it as in
+    fp32, measured. CPU cores with AMX do; older ones emulate bf16 and are slower.
     """
     if name == "auto":
-        faster = matmul_rate(device, torch.bfloat16) > 1.5 * matmul_rate(device, torch.float32)
-        return torch.bfloat16 if faster else torch.float32
+        bf16, fp32 = (matmul_flops(device, dtype) for dtype in (torch.bfloat16, torch.float32))
+        return torch.bfloat16 if bf16 > 1.5 * fp32 else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision: parameters stay fp32, matrix products run in `dtype`. Nothing
-    happens for fp32.
-    """
-    return (
-        contextlib.nullcontext()
-        if dtype == torch.float32
-        else torch.autocast(device.type, dtype=dtype)
-    )
+    """Mixed precision: parameters stay fp32, matrix products run in `dtype`."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device's queue, so that the clock measures work and not its
-    submission.
-    """
+    """Wait for the device's queue, so that the clock measures work, not submission."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @functools.cache
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s of a square matrix product, the best of several, measured now: 2 size^3
-    operations each.
+def matmul_flops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of a square matrix product, measured now: the best of seven.
+
+    A product of two matrices of size x size counts 2 size^3 operations.
     """
     size = size or (4096 if device.type == "cuda" else 1024)
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -79,21 +72,23 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = Non
     return 2 * size**3 / best
 
 
-def peak_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The FLOP/s that a share of peak is taken of: the data sheet's for known GPUs in
-    bf16, the measured product's otherwise.
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """The FLOP/s that a share of peak is taken of.
+
+    The data sheet's for known GPUs in bf16; otherwise that of the measured product.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
-        for key, rate in DATA_SHEET_PEAK.items():
+        for key, flops in DATA_SHEET_PEAK.items():
             if key in name:
-                return rate
-    return matmul_rate(device, dtype)
+                return flops
+    return matmul_flops(device, dtype)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this rank has held at most: the allocator's on a GPU, the process's
-    resident memory on a CPU.
+    """Bytes that this rank has held at most.
+
+    The allocator's on a GPU, the process's resident memory on a CPU.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,19 +1,18 @@
-"""A model spread over the processes of a run, from outside: the model's own files know
-no process groups (report section 3).
+"""A model laid over the processes of a run, from outside (report section 2).
 
-single: one process. ddp: fp32 weights on every rank under autocast, gradients summed by
-all-reduce. zero1, the report's: bf16 weights on every rank for as long as a step lasts,
-gradients added up and reduced in fp32 once a step, fp32 weights and moments in shards.
-fsdp: weights are gathered for each block when it is needed, gradients reduced after
-every micro-batch. hybrid: fsdp among `shard_ranks` ranks, repeated, and summed among
-the repetitions once a step. The last three are torch's FSDP2 with other moments of
-gathering and reducing, and all of them keep parameters as DTensors. `tensor_parallel`
-ranks each have a slice of every matrix of the blocks.
+The model's own files know no process groups. The strategies:
 
-What is not sliced under tensor parallelism (embedding, norms, head) is reduced by each
-column of ranks for itself, and may differ among them by rounding. The loss is divided
-by the global count of valid tokens before its backward pass, so gradients are summed
-everywhere and never averaged.
+- single: one process. ddp: fp32 weights on every rank under autocast.
+- zero1, the report's: bf16 weights on every rank for as long as a step lasts; gradients
+  added up and reduced in fp32 once a step; fp32 weights and moments in shards.
+- fsdp: a block's weights are gathered when it is needed, gradients reduced after every
+  micro-batch. hybrid: fsdp among `shard_ranks` ranks, repeated.
+
+The last three are torch's FSDP2 with other moments of gathering and reducing; they keep
+parameters as DTensors. `tensor_parallel` ranks each have a slice of every matrix of the
+blocks. What is not sliced (embedding, norms, head) is reduced by each column of ranks
+for itself, and may differ among them by rounding. The loss is divided by the global
+count of valid tokens before its backward pass, so gradients are summed, never averaged.
 """
 
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -51,34 +50,32 @@ KEPT_OPS = (
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.higher_order.flex_attention,
 )
+# How tensor parallelism slices the matrices of a block: by outputs, then by inputs.
 TENSOR_PLAN = {
-    **{f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"},
+    "self_attn.q_proj": ColwiseParallel(),
+    "self_attn.k_proj": ColwiseParallel(),
+    "self_attn.v_proj": ColwiseParallel(),
     "self_attn.o_proj": RowwiseParallel(),
-    **{f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")},
+    "mlp.gate_proj": ColwiseParallel(),
+    "mlp.up_proj": ColwiseParallel(),
     "mlp.down_proj": RowwiseParallel(),
 }
 
 
 @dataclass(frozen=True)
 class Replica:
-    """This process's part of a model, and the part of every global batch that it
-    reads.
-    """
+    """This process's part of a model, and of every global batch."""
 
     strategy: str
     model: StableLM2  # its parameters are what is optimised and saved
     forward: nn.Module  # what is called: the model, or DDP around it
-    autocast_dtype: (
-        torch.dtype
-    )  # of matrix products; fp32 where the weights are gathered in bf16 already
+    autocast_dtype: torch.dtype  # fp32 where weights are gathered in bf16 already
     data_rank: int
     data_size: int
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """Around the forward and backward pass of one micro-batch: what can wait for
-        the last one of the step does.
-        """
+        """Around a micro-batch's passes: what can wait for the step's last one does."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             with self.forward.no_sync():
                 yield
@@ -92,69 +89,71 @@ class Replica:
         yield
 
     def reshard(self) -> None:
-        """Drop gathered weights, so that what is read or written next are the fp32
-        shards: before saving and after loading.
-        """
+        """Drop gathered weights, before saving or loading: the fp32 shards remain."""
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
 
 def parallelize(config: RunConfig, world: World, dtype: torch.dtype) -> Replica:
-    """Build the run's model on `world`, initialised from `train.seed` to the same
-    weights whatever the strategy and the number of ranks.
+    """Build the run's model on `world`, initialised from `train.seed`.
 
-    Raises:
-        ConfigError: the strategy does not fit the number of processes.
+    The weights are the same whatever the strategy and the number of ranks. Matrix
+    products run in `dtype`. Raises ConfigError where the strategy does not fit the
+    number of processes.
     """
-    strategy, ranks = resolve(config, world.size), config.parallel.tensor_parallel
+    strategy = resolve_strategy(config, world.size)
     if strategy != "single" and world.group is None:
         raise ConfigError(
             f"parallel.strategy = {strategy!r}: this is one process by itself; start it with"
             " torchrun --nproc-per-node N -m slm2_minimal train CONFIG, or use single"
         )
-    model = spread(config, world, dtype)
+
+    # Memory, then weights
+    model = build_on_meta(config, world, dtype)
     model.to_empty(device=world.device)
     if config.model.tie_word_embeddings:  # to_empty makes two of one
         model.lm_head.weight = model.model.embed_tokens.weight
     init_weights(model, config.train.seed)
+
     forward: nn.Module = model
     if strategy == "ddp":
         forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
         forward.register_comm_hook(None, _sum_bucket)
+    tensor_ranks = config.parallel.tensor_parallel
+    data_rank, data_size = world.rank // tensor_ranks, world.size // tensor_ranks
     autocast_dtype = torch.float32 if strategy in SHARDED else dtype
-    return Replica(
-        strategy, model, forward, autocast_dtype, world.rank // ranks, world.size // ranks
-    )
+    return Replica(strategy, model, forward, autocast_dtype, data_rank, data_size)
 
 
-def spread(config: RunConfig, world: World, dtype: torch.dtype) -> StableLM2:
-    """The model on the meta device, all that changes it applied: it has no memory yet,
-    but its parameters have their local shapes.
+def build_on_meta(config: RunConfig, world: World, dtype: torch.dtype) -> StableLM2:
+    """The model on the meta device, with all applied that changes it.
 
-    The order matters: tensor parallelism, checkpointing of activations, compilation per
-    block, sharding. Memory, weights, the optimizer and a checkpoint come after.
+    It has no memory yet, but its parameters have their local shapes. The order matters:
+    tensor parallelism, checkpointing of activations, compilation per block, sharding.
+    Memory, weights, the optimizer and a checkpoint come after.
     """
-    chosen, strategy = config.parallel, resolve(config, world.size)
-    mesh = _mesh(chosen, strategy, world) if strategy in SHARDED else None
+    parallel = config.parallel
+    strategy = resolve_strategy(config, world.size)
+    mesh = _mesh(parallel, strategy, world) if strategy in SHARDED else None
     with torch.device("meta"):
         model = StableLM2(config.model)
     for block in model.model.layers:
-        if mesh is not None and chosen.tensor_parallel > 1:
+        if parallel.tensor_parallel > 1:
+            assert mesh is not None, "the configuration has refused other strategies"
             parallelize_module(block, mesh["tensor"], TENSOR_PLAN)
-        if chosen.checkpointing != "none":
-            _checkpoint_activations(block, chosen.checkpointing)
-        if chosen.compile:
+        if parallel.checkpointing != "none":
+            checkpoint_activations(block, parallel.checkpointing)
+        if parallel.compile:
             block.compile()
     if mesh is not None:
-        _shard(model, mesh["shard"] if chosen.tensor_parallel > 1 else mesh, strategy, dtype)
+        data_mesh = mesh["shard"] if parallel.tensor_parallel > 1 else mesh
+        shard_model(model, data_mesh, strategy, dtype)
     return model
 
 
-def resolve(config: RunConfig, processes: int) -> str:
-    """The strategy, `auto` decided. Raises ConfigError where it does not fit the number
-    of processes or the model.
-    """
+def resolve_strategy(config: RunConfig, processes: int) -> str:
+    """The strategy, `auto` decided. Raises ConfigError for one that does not fit."""
     strategy = config.parallel.strategy
     if strategy == "auto":
         strategy = "single" if processes == 1 else "zero1"
@@ -171,55 +170,53 @@ def resolve(config: RunConfig, processes: int) -> str:
 
 
 def _mesh(config: ParallelConfig, strategy: str, world: World) -> DeviceMesh:
-    """The ranks in rows: (repeat, shard) for hybrid, (shard, tensor) with tensor
-    parallelism, else (shard,).
-    """
+    """The ranks as (repeat, shard), (shard, tensor) or (shard,), by what they share."""
     if strategy == "hybrid":
-        name, inner, names = (
-            "shard_ranks",
-            config.shard_ranks or world.local_size,
-            ("repeat", "shard"),
-        )
+        field, names = "shard_ranks", ("repeat", "shard")
+        inner = config.shard_ranks or world.local_size
+    elif config.tensor_parallel > 1:
+        field, names = "tensor_parallel", ("shard", "tensor")
+        inner = config.tensor_parallel
     else:
-        name, inner, names = "tensor_parallel", config.tensor_parallel, ("shard", "tensor")
+        return world.mesh((world.size,), ("shard",))
     if world.size % inner:
         raise ConfigError(
-            f"parallel.{name} = {inner}: must divide the number of processes, {world.size}"
+            f"parallel.{field} = {inner}: must divide the number of processes, {world.size}"
         )
-    if names[1] == "tensor" and inner == 1:
-        return init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("shard",))
-    return init_device_mesh(world.device.type, (world.size // inner, inner), mesh_dim_names=names)
+    return world.mesh((world.size // inner, inner), names)
 
 
-def _shard(model: StableLM2, mesh: DeviceMesh, strategy: str, dtype: torch.dtype) -> None:
-    """FSDP2 on every block, then on what is outside of them, which stays gathered
-    between the forward and the backward pass.
+def shard_model(model: StableLM2, mesh: DeviceMesh, strategy: str, dtype: torch.dtype) -> None:
+    """FSDP2 on every block, then on what is outside of them.
+
+    The outside (embedding, final norm, head) stays gathered between the forward and the
+    backward pass; under zero1 the blocks do, too.
     """
     # Inputs are not cast: the rotary angles must stay fp32.
-    precision = MixedPrecisionPolicy(
+    policy = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    gather_again = strategy != "zero1"
     for block in model.model.layers:
-        fully_shard(
-            block, mesh=mesh, mp_policy=precision, reshard_after_forward=strategy != "zero1"
-        )
-    fully_shard(model, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=gather_again)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+    # Sums of gradients, not means
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _checkpoint_activations(block: nn.Module, kind: str) -> None:
-    """Have `block` keep its input (full), or also the outputs of KEPT_OPS (selective),
-    and compute the rest again when it is needed.
+def checkpoint_activations(block: nn.Module, kind: str) -> None:
+    """Have `block` keep little for its backward pass, and compute the rest again.
+
+    full: it keeps its input. selective: also the outputs of KEPT_OPS.
     """
-    context: dict[str, Any] = (
-        {}
-        if kind == "full"
-        else {"context_fn": partial(create_selective_checkpoint_contexts, _policy)}
-    )
-    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **context)  # type: ignore[method-assign]
+    options: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    block.forward = partial(checkpoint, block.forward, **options)  # type: ignore[method-assign]
 
 
 def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -227,27 +224,25 @@ def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolic
 
 
 def _sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """DDP's own hook averages."""
+    """The sum of a bucket of gradients over the ranks; DDP's own hook averages."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 
 
 @torch.no_grad()
 def init_weights(model: StableLM2, seed: int) -> None:
-    """Draw every tensor whole, in the model's order, and keep this rank's part: every
-    strategy starts from the same weights.
+    """Draw every tensor whole, in the model's order, and keep this rank's part.
 
-    Takes the host memory of the largest tensor in fp32, 0.8 GB for the 1.6B, and no
-    communication.
+    So every strategy starts from the same weights. Takes the host memory of the largest
+    tensor in fp32, 0.8 GB for the 1.6B, and no communication.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         whole = torch.empty(parameter.shape)
         model.init_weight(name, whole, generator)
         if isinstance(parameter, DTensor):
-            part = distribute_tensor(
-                whole, parameter.device_mesh, parameter.placements, src_data_rank=None
-            )
+            mesh, placements = parameter.device_mesh, parameter.placements
+            part = distribute_tensor(whole, mesh, placements, src_data_rank=None)
             parameter.to_local().copy_(part.to_local())
         else:
             parameter.copy_(whole)

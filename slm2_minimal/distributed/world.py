@@ -1,51 +1,57 @@
-"""The processes of a run: who this one is among them, and the few numbers they tell
-each other beside training's own collectives.
+"""The processes of a run: who this one is, and the few numbers they tell each other.
 
 torchrun says who is who in the environment (RANK, WORLD_SIZE, LOCAL_RANK,
 LOCAL_WORLD_SIZE). Without it there is one process and nothing of torch.distributed is
-started.
+started. Training's own collectives are in parallel.py.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from slm2_minimal.config import ConfigError
 from slm2_minimal.distributed.device import pick_device
 
+# How long a collective waits for a rank
+FIRST_TIMEOUT = timedelta(minutes=30)  # the first step compiles and connects
+LATER_TIMEOUT = timedelta(minutes=5)
+
 
 @dataclass(frozen=True)
 class World:
-    """One process of `size`; `local_size` of them share this machine. `group` speaks
-    over gloo, from host to host.
-    """
+    """One process of `size`; `local_size` of them share this machine."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     local_size: int = 1
-    group: dist.ProcessGroup | None = None  # None: one process, nothing is started
+    group: dist.ProcessGroup | None = None  # speaks over gloo; None: nothing is started
+    meshes: list[DeviceMesh] = field(default_factory=list)  # those that `mesh` made
 
     @classmethod
     @contextmanager
     def joined(cls, device: str = "auto") -> Iterator["World"]:
-        """The world of this process, for as long as the block lasts; each process has a
-        GPU of its own where there are any.
+        """The world of this process, with a GPU of its own where there are any.
 
         Raises ConfigError for a device that is not there.
         """
-        if "RANK" not in os.environ:
-            yield cls(pick_device(device))
-            return
-        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         chosen = pick_device(device)
+        if "RANK" not in os.environ:
+            yield cls(chosen)
+            return
+
+        # Who this process is, and its GPU
+        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         if chosen.type == "cuda":
             if local >= torch.cuda.device_count():
                 raise ConfigError(
@@ -54,11 +60,18 @@ class World:
                 )
             chosen = torch.device("cuda", local)
             torch.cuda.set_device(chosen)
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=_store(rank, size), rank=rank, world_size=size)
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        yield cls(chosen, rank, size, local_size, dist.new_group(backend="gloo"))
-        # not after an error: it may wait for ranks that wait for this one
+
+        # Meet the others
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            store=_store(rank, size),
+            rank=rank,
+            world_size=size,
+            timeout=FIRST_TIMEOUT,
+        )
+        group = dist.new_group(backend="gloo", timeout=FIRST_TIMEOUT)
+        yield cls(chosen, rank, size, local_size, group)
+        # Not after an error: it may wait for ranks that wait for this one.
         dist.destroy_process_group()
 
     @property
@@ -81,9 +94,31 @@ class World:
             dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Wait until every process is here."""
         self.sum(0)
+
+    def mesh(self, shape: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+        """All ranks as an array with named dimensions, each with its groups."""
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=names)
+        self.meshes.append(mesh)
+        return mesh
+
+    def shorten_timeouts(self, timeout: timedelta = LATER_TIMEOUT) -> None:
+        """After the first step: have a dead or stuck rank noticed after `timeout`.
+
+        Then the collectives of the default group, of `group` and of every `mesh` raise
+        RuntimeError. The group that writes checkpoints keeps its own timeout, for a
+        slow disk is no dead rank.
+        """
+        if self.group is None:
+            return
+        groups = [self.group, dist.group.WORLD]
+        for mesh in self.meshes:
+            groups += mesh.get_all_groups()
+        for group in groups:
+            assert group is not None, "joined"
+            group.set_timeout(timeout)
 
 
 def _store(rank: int, size: int) -> Store:
@@ -95,9 +130,7 @@ def _store(rank: int, size: int) -> Store:
     each time.
     """
     store, _, _ = next(rendezvous("env://", rank, size))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return (
-        PrefixStore(f"attempt {attempt}", store)
-        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
-        else store
-    )
+    return PrefixStore(f"attempt {attempt}", store)

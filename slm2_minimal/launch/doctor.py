@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from slm2_minimal.config import DataError
-from slm2_minimal.distributed.device import matmul_rate, pick_dtype, synchronize
+from slm2_minimal.distributed.device import matmul_flops, pick_dtype, synchronize
 from slm2_minimal.text.tokenizer import load_tokenizer
 
 EXTRAS = {
@@ -21,39 +21,17 @@ EXTRAS = {
 
 
 def report() -> Iterator[str]:
-    """One line at a time: software, devices with measured matrix and memory rates,
-    extras, the tokenizer's ranks, free disk.
-    """
+    """One line at a time: software, devices, extras, the tokenizer, free disk."""
     yield f"python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}"
-    devices = [
-        torch.device("cpu"),
-        *(torch.device("cuda", i) for i in range(torch.cuda.device_count())),
-    ]
-    for device in devices:
-        if device.type == "cpu":
-            name, capability = (
-                platform.processor() or platform.machine(),
-                torch.backends.cpu.get_cpu_capability(),
-            )
-            yield f"cpu: {name}, {torch.get_num_threads()} threads, {capability}"
-        else:
-            properties = torch.cuda.get_device_properties(device)
-            memory, processors = properties.total_memory / 2**30, properties.multi_processor_count
-            yield f"{device}: {properties.name}, {memory:.0f} GiB, {processors} multiprocessors"
-        for dtype in (torch.float32, torch.bfloat16):
-            yield (
-                "  matrix product"
-                f" {str(dtype).removeprefix('torch.'):<9}{matmul_rate(device, dtype) / 1e9:>12,.0f}"
-                " GFLOP/s"
-            )
-        yield f"  memory copy {copy_rate(device) / 1e9:>24,.1f} GB/s"
-        yield f"  training dtype 'auto' is {str(pick_dtype('auto', device)).removeprefix('torch.')}"
-    if len(devices) == 1:
+    yield from _device(torch.device("cpu"))
+    for number in range(torch.cuda.device_count()):
+        yield from _device(torch.device("cuda", number))
+    if not torch.cuda.device_count():
         yield "cuda: none"
+
     for extra, packages in EXTRAS.items():
-        yield f"extra {extra:<7}: " + ", ".join(
-            f"{package} {_version(package)}" for package in packages
-        )
+        versions = (f"{package} {_version(package)}" for package in packages)
+        yield f"extra {extra:<7}: {', '.join(versions)}"
     try:
         yield f"arcade100k: {load_tokenizer('arcade100k').vocab_size:,} ids at hand"
     except DataError as error:
@@ -61,10 +39,25 @@ def report() -> Iterator[str]:
     yield f"disk: {shutil.disk_usage('.').free / 2**30:.0f} GiB free here"
 
 
+def _device(device: torch.device) -> Iterator[str]:
+    """What it is, and its measured speed of multiplying and copying."""
+    if device.type == "cpu":
+        name = platform.processor() or platform.machine()
+        capability = torch.backends.cpu.get_cpu_capability()
+        yield f"cpu: {name}, {torch.get_num_threads()} threads, {capability}"
+    else:
+        card = torch.cuda.get_device_properties(device)
+        memory = f"{card.total_memory / 2**30:.0f} GiB"
+        yield f"{device}: {card.name}, {memory}, {card.multi_processor_count} multiprocessors"
+    for dtype in (torch.float32, torch.bfloat16):
+        gigaflops = matmul_flops(device, dtype) / 1e9
+        yield f"  matrix product {_short(dtype):<9}{gigaflops:>12,.0f} GFLOP/s"
+    yield f"  memory copy {copy_rate(device) / 1e9:>24,.1f} GB/s"
+    yield f"  training dtype 'auto' is {_short(pick_dtype('auto', device))}"
+
+
 def copy_rate(device: torch.device, size: int = 2**28) -> float:
-    """Bytes read and written per second when a tensor of `size` bytes is copied, the
-    best of several.
-    """
+    """Bytes read and written per second when `size` bytes are copied, best of five."""
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -75,6 +68,10 @@ def copy_rate(device: torch.device, size: int = 2**28) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size / best
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _version(package: str) -> str:

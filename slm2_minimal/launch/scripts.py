@@ -1,4 +1,10 @@
-"""PLACE: say what this is."""
+"""The scripts that start a run: torchrun on a node, and a SLURM job of several.
+
+A node runs one torchrun, which starts a process for each of its GPUs, and starts them
+again from the newest checkpoint where one fails. A SLURM job starts that torchrun on
+each of its nodes. Shortly before its time is up, SLURM warns the script; the processes
+save and end, and the job goes back into the queue until the run is complete.
+"""
 
 import os
 import shlex
@@ -7,18 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.launch.check import _nodes
 from slm2_minimal.launch.memory import GPUS_PER_NODE
 
 MAX_RESTARTS = 3  # of a failed process, before a person should look at it
-
-
-WARNING, SAVING = (
-    300,
-    270,
-    # seconds before a job's end at which SLURM warns, and of these what the processes have
-    # to save and end
-)
+WARNING = 300  # seconds before a job's end at which SLURM warns
+SAVING = 270  # of these, what the processes have to save and end
 
 
 def scripts(
@@ -28,21 +27,23 @@ def scripts(
     folder: Path,
     options: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """The texts of `torchrun.sh`, what one node runs, and of `slurm.sh`, a job for
-    `sbatch` that runs it on each; both belong in `folder`.
+    """The texts of `torchrun.sh`, for a node, and of `slurm.sh`, which runs it on each.
 
-    `words` are the arguments of `python -m slm2_minimal train` that gave `config`.
-    `options` are sbatch's by their long names, over the defaults: 24 hours, and whole
-    nodes where all their GPUs are used.
+    Both belong in `folder`. `words` are the arguments of `slm2 train` that gave
+    `config`. `options` are sbatch's by their long names, over the defaults: 24 hours,
+    and whole nodes where all their GPUs are used.
     """
-    folder, (nodes, per_node) = folder.absolute(), _nodes(gpus)
-    last = Path(config.train.output_dir).absolute() / f"step-{config.train.steps:08d}"
+    folder = folder.absolute()
+    per_node = min(gpus, GPUS_PER_NODE)
+    nodes = -(-gpus // GPUS_PER_NODE)
+    run_dir = Path(config.train.output_dir).absolute()
+    whole_nodes = {"exclusive": "", "mem": "0"} if per_node == GPUS_PER_NODE else {}
     directives = {
-        "job-name": f"slm2-{last.parent.name}",
+        "job-name": f"slm2-{run_dir.name}",
         "nodes": str(nodes),
         "ntasks-per-node": "1",
         "gpus-per-node": str(per_node),
-        **({"exclusive": "", "mem": "0"} if per_node == GPUS_PER_NODE else {}),
+        **whole_nodes,
         "time": "24:00:00",
         "requeue": "",
         "signal": f"B:USR1@{WARNING}",
@@ -50,6 +51,7 @@ def scripts(
         "open-mode": "append",
         **(options or {}),
     }
+    last = run_dir / f"step-{config.train.steps:08d}"
     return {
         "torchrun.sh": _torchrun_script(words, nodes, per_node),
         "slurm.sh": _slurm_script(directives, folder / "torchrun.sh", last),
@@ -57,48 +59,60 @@ def scripts(
 
 
 def _torchrun_script(words: Sequence[str], nodes: int, per_node: int) -> str:
-    meeting = (
-        '--rdzv-backend=c10d --rdzv-endpoint="${RENDEZVOUS:?HOST:PORT of the first node}"'
-        ' --rdzv-id="${SLURM_JOB_ID:-slm2}"'
-    )
+    meeting = "--standalone"
+    if nodes > 1:
+        meeting = (
+            '--rdzv-backend=c10d --rdzv-endpoint="${RENDEZVOUS:?HOST:PORT of the first node}"'
+            ' --rdzv-id="${SLURM_JOB_ID:-slm2}"'
+        )
     return f"""\
 #!/bin/bash
-# torchrun for {per_node} of {nodes * per_node} processes, which it starts again from the newest checkpoint where one of them fails.
+# torchrun for {per_node} of {nodes * per_node} processes, which it starts again \
+from the newest checkpoint where one of them fails.
 cd {shlex.quote(os.getcwd())} || exit
-# Seconds that the processes have to save once they are told to end. torchrun's own 30 are too few for a large checkpoint.
+# Seconds that the processes have to save once they are told to end. \
+torchrun's own 30 are too few for a large checkpoint.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}
-# A store of its own for every start: in a shared one, processes that are started again find the addresses of those that died.
+# A store of its own for every start: in a shared one, \
+processes that are started again find the addresses of those that died.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec {shlex.quote(sys.executable)} -m torch.distributed.run --nnodes={nodes} --nproc-per-node={per_node} --max-restarts={MAX_RESTARTS} \\
-    {meeting if nodes > 1 else "--standalone"} \\
+exec {shlex.quote(sys.executable)} -m torch.distributed.run --nnodes={nodes} \
+--nproc-per-node={per_node} --max-restarts={MAX_RESTARTS} \\
+    {meeting} \\
     -m slm2_minimal train {shlex.join(words)}
 """
 
 
 def _slurm_script(directives: Mapping[str, str], torchrun: Path, last: Path) -> str:
     """`last` is the checkpoint whose presence says that the run is complete."""
-    lines = "\n".join(
-        f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "")
-        for key, value in directives.items()
-    )
+    lines = []
+    for key, value in directives.items():
+        setting = f"={shlex.quote(value)}" if value else ""
+        lines.append(f"#SBATCH --{key}{setting}")
+    header = "\n".join(lines)
     return f"""\
 #!/bin/bash
-{lines}
+{header}
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export RENDEZVOUS="$first:$((20000 + SLURM_JOB_ID % 10000))"
-export NCCL_DEBUG="${{NCCL_DEBUG:-WARN}}"  # NCCL says which connection failed; by itself it is silent
+export NCCL_DEBUG="${{NCCL_DEBUG:-WARN}}"  # NCCL says which connection failed; \
+by itself it is silent
 
-# SLURM warns this script {WARNING} seconds before its time is up, and the script passes that on to the processes: not by a signal to srun,
-# which would kill them. The warning is USR1 because TERM also comes from scancel, after which nobody wants the job back.
+# SLURM warns this script {WARNING} seconds before its time is up, \
+and the script passes that on to the processes: not by a signal to srun,
+# which would kill them. The warning is USR1 because TERM also comes from scancel, \
+after which nobody wants the job back.
 warned=
 trap 'warned=yes; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
 
-# No node is ended because another has: it may still be writing its part of a checkpoint. All cores are for all processes.
+# No node is ended because another has: it may still be writing its part of a checkpoint. \
+All cores are for all processes.
 srun --kill-on-bad-exit=0 --wait=0 --cpu-bind=none --label bash {shlex.quote(str(torchrun))} &
 step=$!
 wait "$step"; code=$?
-while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done  # a signal ends `wait`, not the step
+while kill -0 "$step" 2>/dev/null; do wait "$step"; code=$?; done  \
+# a signal ends `wait`, not the step
 
 [ -e {shlex.quote(str(last))} ] && exit 0
 [ -n "$warned" ] && exec scontrol requeue "$SLURM_JOB_ID"

@@ -1,5 +1,10 @@
-"""What only the book needs: a plot style, widgets that also work on a static page,
-source display, recorded runs.
+"""What only the book needs, and nothing in the package uses.
+
+In: figures, functions and results of a chapter. Out: what a reader sees, in live
+Jupyter and on the built site. Read style (one look for every figure), source (the
+package's own code on the page), explore (a slider over figures), recorded (results of
+experiments too long for a page), ranks (a function of the page in several processes,
+chapter 8).
 """
 
 from slm2_minimal.teach.explore import Explore

@@ -12,11 +12,13 @@ import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
-_HANDLER = (
-    "var f=this.closest('.explore');"
-    "f.querySelectorAll('img').forEach((m,i)=>{m.hidden=i!=this.value});"
-    "f.querySelector('output').textContent=f.querySelectorAll('img')[this.value].dataset.label;"
-    "this.setAttribute('aria-valuetext',f.querySelector('output').textContent)"
+DPI = 160  # of the frames; they are shown at the size of the page's other figures
+COLORS = 64
+HANDLER = (
+    "var e=this.closest('.explore'),f=e.querySelectorAll('img');"
+    "f.forEach((m,i)=>{m.hidden=i!=this.value});"
+    "e.querySelector('output').textContent=f[this.value].dataset.label;"
+    "this.setAttribute('aria-valuetext',f[this.value].alt)"
 )
 
 
@@ -27,10 +29,12 @@ class Explore:
         draw: takes a value and returns a matplotlib figure; called once per value, when
         the object is made.
         name: what the slider sets, shown beside it.
-        values: at most 15, each drawn at 80 dpi so that the page stays small.
+        values: 2 to 15, in the order of the slider.
         alt: takes a value and returns the text alternative of its frame: what a reader
         should see in it.
         label: how a value is printed beside the slider.
+        start: the value that is shown before anybody moves the slider; left out, the
+        first.
     """
 
     def __init__(
@@ -40,12 +44,15 @@ class Explore:
         values: Iterable[Any],
         alt: Callable[[Any], str],
         label: Callable[[Any], str] = str,
+        start: Any = None,
     ) -> None:
         self.name, self.values = name, list(values)
         assert 2 <= len(self.values) <= 15, "a slider needs 2 to 15 values"
+        self.start = 0 if start is None else self.values.index(start)
         self.labels = [label(value) for value in self.values]
         self.alts = [alt(value) for value in self.values]
-        self.frames = [_png(draw(value)) for value in self.values]
+        self.width = 0  # in pixels of the page, set by the frames
+        self.frames = [self._frame(draw(value)) for value in self.values]
 
     def __repr__(self) -> str:
         return f"<Explore {self.name} in {', '.join(self.labels)}>"
@@ -54,31 +61,35 @@ class Explore:
         return {
             **self._live(),
             "text/html": self.html(),
-            "image/png": base64.b64encode(self.frames[0]).decode(),
+            "image/png": base64.b64encode(self.frames[self.start]).decode(),
             "text/plain": repr(self),
         }
 
     def html(self) -> str:
-        """The static form: all frames, of which one is shown, under a native range
-        input.
-        """
-        images = "".join(
-            f'<img src="data:image/png;base64,{base64.b64encode(frame).decode()}"'
-            f' alt="{html.escape(alt)}"'
-            f' data-label="{html.escape(label)}"{"" if i == 0 else " hidden"}'
-            ' style="max-width:100%">'
-            for i, (frame, alt, label) in enumerate(
-                zip(self.frames, self.alts, self.labels, strict=True)
+        """The static form: all frames, one of them shown, under a range input."""
+        images = ""
+        for i, frame in enumerate(self.frames):
+            hidden = "" if i == self.start else " hidden"
+            images += (
+                f'<img src="data:image/png;base64,{base64.b64encode(frame).decode()}"'
+                f' alt="{html.escape(self.alts[i])}" data-label="{html.escape(self.labels[i])}"'
+                f' width="{self.width}" style="max-width:100%;height:auto"{hidden}>'
             )
-        )
-        name, first = html.escape(self.name), html.escape(self.labels[0])
+
+        # After Back, a browser would put the thumb where it was, but not the frame.
+        name, label = html.escape(self.name), html.escape(self.labels[self.start])
         slider = (
-            f'<label style="display:flex;gap:.6em;align-items:center">{name} <input type="range"'
-            f' min="0" max="{len(self.values) - 1}" value="0" step="1" aria-valuetext="{first}"'
-            f' oninput="{html.escape(_HANDLER)}" style="flex:1;max-width:24em">'
-            f" <output>{first}</output></label>"
+            f'<input type="range" min="0" max="{len(self.values) - 1}" step="1"'
+            f' value="{self.start}" autocomplete="off"'
+            f' aria-valuetext="{html.escape(self.alts[self.start])}"'
+            f' oninput="{html.escape(HANDLER)}" style="flex:1;max-width:24em">'
         )
-        return f'<div class="explore">{slider}{images}</div>'
+        row = "display:flex;gap:.6em;align-items:center"
+        return (
+            f'<div class="explore"><div style="{row}">'
+            f'<label style="{row};flex:1;max-width:36em">{name} {slider}</label>'
+            f' <output aria-live="off">{label}</output></div>{images}</div>'
+        )
 
     def _live(self) -> dict[str, Any]:
         """The widget's own MIME types; empty where ipywidgets is not installed."""
@@ -86,9 +97,10 @@ class Explore:
             import ipywidgets
         except ImportError:
             return {}
-        image = ipywidgets.Image(value=self.frames[0], format="png")
+        image = ipywidgets.Image(value=self.frames[self.start], format="png", width=self.width)
         slider = ipywidgets.SelectionSlider(
             options=[(label, i) for i, label in enumerate(self.labels)],
+            value=self.start,
             description=self.name,
             style={"description_width": "initial"},
         )
@@ -96,11 +108,16 @@ class Explore:
         bundle: dict[str, Any] = ipywidgets.VBox([slider, image])._repr_mimebundle_()
         return {kind: content for kind, content in bundle.items() if "widget" in kind}
 
+    def _frame(self, figure: Any) -> bytes:
+        """A figure as a PNG of few colours, so that the page stays small."""
+        import matplotlib.pyplot as plt
+        from PIL import Image
 
-def _png(figure: Any) -> bytes:
-    import matplotlib.pyplot as plt
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+        self.width = round(figure.get_figwidth() * figure.dpi)
+        drawn, packed = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=DPI)
+        plt.close(figure)
+        image = Image.open(drawn).convert("RGB")
+        few = image.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(packed, format="png", optimize=True)
+        return packed.getvalue()

@@ -1,42 +1,43 @@
-"""Run a function of the page in several processes that talk over gloo: a distributed
-run in small, on one machine and without a network.
+"""Run a function of the page in several processes that talk over gloo.
 
-A fresh process cannot import a function that a notebook defines. So its source goes
-there, with everything of the page that it uses: modules by name, functions and classes
-of the page by their source, all other values as copies.
+A distributed run in small, on one machine and without a network. A fresh process cannot
+import what a notebook defines, so cloudpickle sends the function by value, with all of
+the page that it uses. What is unpickled was written a moment before by our own process,
+into a folder that only this user can open.
 """
 
-import ast
 import datetime
 import inspect
+import linecache
 import os
 import pickle
 import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+
 
 class RankError(RuntimeError):
-    """A rank failed, or the ranks wait for each other for ever: one line, and the
-    failing rank's traceback as a note.
+    """A rank failed, or the ranks wait for each other for ever.
+
+    One line, and the failing rank's traceback as a note.
     """
 
 
 def run_ranks(
     function: Callable[[int, int], Any], size: int = 2, *, seconds: float = 240.0
 ) -> list[Any]:
-    """What `function(rank, size)` returns on each of `size` ranks, in rank order; what
-    they print comes in rank order, too.
+    """What `function(rank, size)` returns on each of `size` ranks, in rank order.
 
-    Each rank is a process with one thread and torch.distributed set up. None of them
-    outlives the call, whether it ends well or not.
+    What they print comes in rank order, too. Each rank is a process with one thread and
+    torch.distributed set up. None of them outlives the call.
 
     Raises:
         RankError: the first rank that failed, with its line and its error, or ranks
@@ -45,34 +46,10 @@ def run_ranks(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _pack(function, folder)
-        # Loopback needs neither a network nor a name of this machine that can be looked
-        # up.
-        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": loopback,
-            "PYTHONIOENCODING": "utf-8",
-        }
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(size):
-                command = [
-                    sys.executable,
-                    "-m",
-                    __name__,
-                    scratch,
-                    str(rank),
-                    str(size),
-                    str(seconds),
-                ]
-                with (
-                    (folder / f"{rank}.out").open("wb") as out,
-                    (folder / f"{rank}.err").open("wb") as err,
-                ):
-                    processes.append(
-                        subprocess.Popen(command, stdout=out, stderr=err, env=environment)
-                    )
+                processes.append(_start(folder, rank, size, seconds))
             _wait(processes, folder, seconds)
         finally:
             for process in processes:
@@ -84,45 +61,60 @@ def run_ranks(
 
 
 def _pack(function: Callable[..., Any], folder: Path) -> None:
-    """Write what a rank needs: the sources, and the values that they use."""
-    modules: dict[str, str] = {}
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    """Write the function, and where the page's functions come from."""
+    sources = {}
+    for name, value in _functions(function).items():
+        if value.__module__ == function.__module__:
+            file = value.__code__.co_filename
+            sources[name] = (file, linecache.getlines(file))
 
-    def add(thing: Any) -> None:
-        sources[thing.__name__] = textwrap.dedent(inspect.getsource(thing))
-        used = {
-            node.id
-            for node in ast.walk(ast.parse(sources[thing.__name__]))
-            if isinstance(node, ast.Name)
-        }
-        for name in sorted(used & function.__globals__.keys()):
-            value = function.__globals__[name]
-            if inspect.ismodule(value):
-                modules[name] = f"import {value.__name__} as {name}\n"
-            elif (
-                not (inspect.isfunction(value) or inspect.isclass(value))
-                or value.__module__ != function.__module__
-            ):
-                values[name] = value
-            elif name not in sources:
-                add(value)
+    module = sys.modules[function.__module__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        (folder / "function").write_bytes(cloudpickle.dumps((function, sources)))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
-    add(function)
-    (folder / "page.py").write_text(
-        "".join(modules.values()) + "\n\n".join(reversed(sources.values())), encoding="utf-8"
-    )
-    (folder / "values").write_bytes(pickle.dumps((function.__name__, values)))
+
+def _unpack(folder: Path) -> tuple[Callable[..., Any], set[str]]:
+    """The function, and the page's files.
+
+    cloudpickle forgets where code comes from. It is put back, so that a traceback can
+    quote the line that failed.
+    """
+    function, sources = pickle.loads((folder / "function").read_bytes())
+    for name, value in _functions(function).items():
+        if name in sources:
+            file, lines = sources[name]
+            value.__code__ = value.__code__.replace(co_filename=file)
+            linecache.cache[file] = (0, None, lines, file)
+    return function, {file for file, _ in sources.values()}
+
+
+def _functions(function: Callable[..., Any]) -> dict[str, Any]:
+    """`function` and all others that its page has defined or imported, by name."""
+    names = function.__globals__ | {function.__name__: function}
+    return {name: value for name, value in names.items() if inspect.isfunction(value)}
+
+
+def _start(folder: Path, rank: int, size: int, seconds: float) -> "subprocess.Popen[bytes]":
+    # Loopback needs neither a network nor a name of this machine that can be looked up.
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": loopback, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", __name__, str(folder), str(rank), str(size), str(seconds)]
+    with (folder / f"{rank}.out").open("wb") as out, (folder / f"{rank}.err").open("wb") as err:
+        return subprocess.Popen(command, stdout=out, stderr=err, env=os.environ | settings)
 
 
 def _wait(processes: list["subprocess.Popen[bytes]"], folder: Path, seconds: float) -> None:
-    """Return when all ranks have ended well. Raises RankError as soon as one has not,
-    or when the time is up.
-    """
+    """Return when all ranks have ended well; raise RankError as soon as one has not."""
     deadline = time.monotonic() + seconds
-    while any(codes := [process.poll() for process in processes]) or None in codes:
+    while True:
+        codes = [process.poll() for process in processes]
         if any(codes):
             raise _first_failure(codes, folder)
+        if None not in codes:
+            return
         if time.monotonic() > deadline:
             late = ", ".join(str(rank) for rank, code in enumerate(codes) if code is None)
             raise RankError(
@@ -133,22 +125,14 @@ def _wait(processes: list["subprocess.Popen[bytes]"], folder: Path, seconds: flo
 
 
 def _first_failure(codes: list[int | None], folder: Path) -> RankError:
-    """The error of the rank that failed first: a rank whose peer is gone fails as well,
-    and later.
-    """
+    """The error of the rank that failed first: one whose peer is gone fails later."""
+    # Killed, or out of memory: nothing could be written down
     for rank, code in enumerate(codes):
-        if (
-            code and not (folder / f"{rank}.failure").exists()
-        ):  # killed, or out of memory: nothing could be written down
-            said = (
-                (folder / f"{rank}.err")
-                .read_text(encoding="utf-8", errors="replace")
-                .strip()
-                .splitlines()
-            )
-            return RankError(
-                f"rank {rank}: ended with exit code {code}" + (f": {said[-1]}" if said else "")
-            )
+        if code and not (folder / f"{rank}.failure").exists():
+            error_output = (folder / f"{rank}.err").read_text(encoding="utf-8", errors="replace")
+            last = "".join(f": {line}" for line in error_output.strip().splitlines()[-1:])
+            return RankError(f"rank {rank}: ended with exit code {code}{last}")
+
     first = min(folder.glob("*.failure"), key=lambda path: path.stat().st_mtime_ns)
     line, _, details = first.read_text(encoding="utf-8").partition("\n")
     error = RankError(f"rank {first.stem}{line}")
@@ -157,35 +141,29 @@ def _first_failure(codes: list[int | None], folder: Path) -> RankError:
 
 
 def _rank(folder: Path, rank: int, size: int, seconds: float) -> None:
-    """A rank's whole life: meet the others, run, and leave behind a result, or a line
-    that says what failed.
-    """
+    """A rank's whole life: meet the others, run, leave a result or what failed."""
     import torch.distributed as dist
 
-    page = str(folder / "page.py")
+    page: set[str] = set()
     try:
-        meeting = f"file://{folder / 'store'}"
-        wait = datetime.timedelta(seconds=seconds)
         dist.init_process_group(
-            "gloo", init_method=meeting, rank=rank, world_size=size, timeout=wait
+            "gloo",
+            init_method=f"file://{folder / 'store'}",
+            rank=rank,
+            world_size=size,
+            timeout=datetime.timedelta(seconds=seconds),
         )
-        name, values = pickle.loads((folder / "values").read_bytes())
-        names = {"__name__": "__main__", **values}
-        exec(compile(Path(page).read_text(encoding="utf-8"), page, "exec"), names)
-        result = names[name](rank, size)
-        (folder / f"{rank}.result").write_bytes(pickle.dumps(result))
+        function, page = _unpack(folder)
+        result = cloudpickle.dumps(function(rank, size))
+        (folder / f"{rank}.result").write_bytes(result)
         dist.destroy_process_group()
     except BaseException as error:
-        lines = [
-            frame.line
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == page
-        ]
-        where = f" at {lines[-1]!r}" if lines else ""
+        frames = traceback.extract_tb(error.__traceback__)
+        page_lines = [frame.line for frame in frames if frame.filename in page]
+        where = f" at {page_lines[-1]!r}" if page_lines else ""
         message = f"{where}: {type(error).__name__}: {error}".splitlines()[0]
-        (folder / f"{rank}.failure").write_text(
-            f"{message}\n{traceback.format_exc()}", encoding="utf-8"
-        )
+        text = f"{message}\n{traceback.format_exc()}"
+        (folder / f"{rank}.failure").write_text(text, encoding="utf-8")
         raise
 
 

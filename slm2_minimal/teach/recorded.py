@@ -1,9 +1,10 @@
-"""Experiments too long for a page: run once by a script, stored as small JSON with
-where they came from, plotted by the chapter.
+"""Experiments too long for a page.
+
+A script runs one and stores its results as small JSON, with where they came from. The
+chapter plots them.
 """
 
 import datetime
-import json
 import platform
 import subprocess
 from pathlib import Path
@@ -12,36 +13,32 @@ from typing import Any
 import torch
 
 from slm2_minimal.config import DataError
+from slm2_minimal.files import read_json, write_json
 
 
 def save_record(path: str | Path, command: str, results: Any, seconds: float) -> None:
-    """Write `results` with the machine, the date, the commit, the time it took, and the
-    command that makes them again.
-    """
+    """Write `results` with their origin; `command` makes them again, in `seconds`."""
+    machine = platform.machine()
+    if machine == "x86_64":
+        machine = f"{torch.get_num_threads()} x86-64 threads"
     record = {
         "command": command,
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
-        "machine": (
-            f"{torch.get_num_threads()} x86-64 threads"
-            if platform.machine() == "x86_64"
-            else platform.machine()
-        ),
+        "machine": machine,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "seconds": round(seconds),
         "results": results,
     }
-    part = Path(path).with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_json(Path(path), record)
 
 
 def load_record(path: str | Path) -> dict[str, Any]:
     """A record that `save_record` wrote. Raises DataError where there is none."""
     try:
-        record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        record: dict[str, Any] = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise DataError(
             f"record = {str(path)!r}: cannot be read ({error}); run the script that makes it"
@@ -63,16 +60,11 @@ def provenance(record: dict[str, Any]) -> Any:
 
 
 def _commit() -> str:
-    """The short hash of the checkout, with a plus sign where it has uncommitted
-    changes; `unknown` outside git.
-    """
+    """The checkout's short hash, with a plus sign for uncommitted changes."""
+    command = ["git", "describe", "--always", "--dirty=+"]
     try:
         described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parent,
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,6 +1,4 @@
-"""Show the package's own source in a chapter, so that the page can never drift from the
-code.
-"""
+"""The package's own source on the page, so that the two can never drift apart."""
 
 import inspect
 import textwrap
@@ -9,22 +7,18 @@ from typing import Any
 
 
 def show_source(*objects: Any) -> Any:
-    """The source of functions or classes as highlighted Markdown, under the path of
-    their file.
+    """The source of functions or classes as Markdown, under the path of their file.
 
     The output is compared when a chapter is tested: editing the package without
     executing the chapter again fails.
     """
     from IPython.display import Markdown
 
-    package = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     parts = []
     for thing in objects:
-        thing = inspect.unwrap(
-            thing
-        )  # a decorated function is the library's, what it wraps is ours
-        path = Path(inspect.getsourcefile(thing) or "").relative_to(package.parent).as_posix()
-        parts.append(
-            f"`{path}`\n\n```python\n{textwrap.dedent(inspect.getsource(thing)).rstrip()}\n```"
-        )
+        ours = inspect.unwrap(thing)  # a decorator is the library's
+        path = Path(inspect.getsourcefile(ours) or "").relative_to(root).as_posix()
+        source = textwrap.dedent(inspect.getsource(ours)).rstrip()
+        parts.append(f"`{path}`\n\n```python\n{source}\n```")
     return Markdown("\n\n".join(parts))

@@ -1,6 +1,4 @@
-"""One look for every figure: legible in light and dark pages, in grey print, and
-without colour vision.
-"""
+"""One look for every figure: on any page, in grey, and without colour vision."""
 
 # Chosen to differ in lightness as well as in hue, so that lines stay apart in grey; the
 # line styles say the same once more.
@@ -9,9 +7,7 @@ LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (
 
 
 def use_style() -> None:
-    """Set matplotlib up for the book: opaque white ground, readable sizes, a cycle of
-    colours and line styles.
-    """
+    """Set matplotlib up: white ground, readable sizes, a cycle of colours and lines."""
     import matplotlib as mpl
     from cycler import cycler
 

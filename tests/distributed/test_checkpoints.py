@@ -23,9 +23,16 @@ from slm2_minimal.train.trainer import Trainer
 
 Make = Callable[..., RunConfig]
 MODEL = {
-    "model.num_hidden_layers": 2, "model.num_attention_heads": 4, "model.num_key_value_heads": 4, "model.intermediate_size": 68,
-    "train.micro_batch_size": 1, "data.validation_percent": 0, "train.save_every": 5, "train.prompts": [], "train.keep_checkpoints": 10,
-}  # fmt: skip
+    "model.num_hidden_layers": 2,
+    "model.num_attention_heads": 4,
+    "model.num_key_value_heads": 4,
+    "model.intermediate_size": 68,
+    "train.micro_batch_size": 1,
+    "data.validation_percent": 0,
+    "train.save_every": 5,
+    "train.prompts": [],
+    "train.keep_checkpoints": 10,
+}
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -134,8 +141,10 @@ def test_files_of_a_checkpoint(ranks: Any, small_run: Make) -> None:
     [(end, _), _] = ranks(2, trained, config.to_dict() | {"parallel": {"strategy": "zero1"}})
     folder = Path(config.train.output_dir) / "step-00000005"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors", "state.json"
-    ]  # fmt: skip
+        "shard-00001-model-00001-of-00001.safetensors",
+        "shard-00002-model-00001-of-00001.safetensors",
+        "state.json",
+    ]
     one, two = (load_file(path) for path in sorted(folder.glob("*.safetensors")))
     name = "optimizer/model.layers.0.mlp.up_proj.weight/exp_avg"
     assert torch.equal(torch.cat([one[name], two[name]]), end[name])
@@ -204,14 +213,14 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(
 def broken_disk(world: World, tables: dict[str, Any], rank: int) -> str:
     """A run in which one rank cannot write its part of the second checkpoint."""
     trainer = Trainer(RunConfig.from_dict(tables), world)
-    sign = trainer.checkpoints._sign
+    sign = trainer.checkpoints.sign
 
     def failing(part: Path) -> None:
         if world.rank == rank and "00000010" in part.name:
             raise OSError(28, "No space left on device")
         sign(part)
 
-    trainer.checkpoints._sign = failing  # type: ignore[method-assign]
+    trainer.checkpoints.sign = failing  # type: ignore[method-assign]
     try:
         for _ in range(1000):
             trainer.train_step()

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from slm2_minimal.config import CHECKPOINTING, ParallelConfig, RunConfig
-from slm2_minimal.distributed.parallel import spread
+from slm2_minimal.distributed.parallel import build_on_meta
 from slm2_minimal.distributed.world import World
 from slm2_minimal.launch.memory import shard_ranks, state_bytes
 from slm2_minimal.model.transformer import StableLM2
@@ -48,7 +48,7 @@ def held(parallel: ParallelConfig, rank: int) -> int:
     shapes are those of the plain model.
     """
     with one_of_eight(rank) as world:
-        model = spread(replace(FULL, parallel=parallel), world, torch.bfloat16)
+        model = build_on_meta(replace(FULL, parallel=parallel), world, torch.bfloat16)
         parameters = dict(model.named_parameters())
         assert {name: parameter.shape for name, parameter in parameters.items()} == plain()
         local = [

@@ -50,9 +50,16 @@ def run_of(
     """
     vocab, channels, layers, rows, length = shape
     model = ModelConfig(
-        vocab_size=vocab, hidden_size=channels, intermediate_size=channels * 11 // 4, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=channels,
+        intermediate_size=channels * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     batch = rows * length * accumulation * (4 if strategy == "hybrid" else 2)
     parallel: dict[str, Any] = {
         "strategy": strategy,

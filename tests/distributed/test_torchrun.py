@@ -59,8 +59,13 @@ def torchrun(
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
-    )  # fmt: skip
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def lines(process: subprocess.Popen[str]) -> Iterator[str]:
@@ -101,8 +106,16 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute(small_run: Make) -> None:
     """By SIGKILL, as the kernel does when memory is short; the others are told, and
     nothing is left.
     """
-    config = small_run(**QUIET, **{"train.steps": 100_000, "schedule.cooldown_start": None, "schedule.cooldown_steps": None,
-                                   "data.sources.en.max_epochs": 1e9, "data.sources.math.max_epochs": 1e9})  # fmt: skip
+    config = small_run(
+        **QUIET,
+        **{
+            "train.steps": 100_000,
+            "schedule.cooldown_start": None,
+            "schedule.cooldown_steps": None,
+            "data.sources.en.max_epochs": 1e9,
+            "data.sources.math.max_epochs": 1e9,
+        },
+    )
     dies = "import os, signal, threading\nif os.environ['RANK'] == '1':\n"
     dies += "    threading.Timer(6, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()"
     process = torchrun(config, code=dies)
@@ -179,8 +192,8 @@ def _train(config: RunConfig, slow: float) -> None:
     of a write.
     """
     torch.set_num_threads(1)
-    sign, publish = checkpoint.Checkpointer._sign, checkpoint.Checkpointer._publish
-    for name, real in (("_sign", sign), ("_publish", publish)):
+    sign, publish = checkpoint.Checkpointer.sign, checkpoint.Checkpointer.publish
+    for name, real in (("sign", sign), ("publish", publish)):
 
         def later(self: Any, *arguments: Any, real: Callable[..., None] = real) -> None:
             time.sleep(slow)
@@ -195,8 +208,14 @@ def test_killed_twenty_times_at_random_moments(small_run: Make) -> None:
     """Once each run has begun to write. What is found is always a complete checkpoint;
     the end is bitwise the unbroken run's.
     """
-    changes = QUIET | {"train.steps": 400, "train.save_every": 2, "schedule.cooldown_start": 320, "schedule.cooldown_steps": 80,
-                       "data.sources.en.max_epochs": 1e9, "data.sources.math.max_epochs": 1e9}  # fmt: skip
+    changes = QUIET | {
+        "train.steps": 400,
+        "train.save_every": 2,
+        "schedule.cooldown_start": 320,
+        "schedule.cooldown_steps": 80,
+        "data.sources.en.max_epochs": 1e9,
+        "data.sources.math.max_epochs": 1e9,
+    }
     straight, killed = small_run("straight", **changes), small_run("killed", **changes)
     context = multiprocessing.get_context(
         "fork"

@@ -18,7 +18,7 @@ def test_one_process_starts_nothing() -> None:
         assert (world.rank, world.size, world.is_first, world.group) == (0, 1, True, None)
         assert world.sum(1.5, 2) == [1.5, 2.0]
         assert world.gather("x") == ["x"]
-        world.wait()
+        world.barrier()
         assert not torch.distributed.is_initialized()
 
 

@@ -164,11 +164,14 @@ def full_run(**changes: Any) -> RunConfig:
 @pytest.mark.parametrize(
     ("gpus", "parallel"),
     [
-        (8, {"strategy": "ddp"}), (8, {"strategy": "zero1"}), (64, {"strategy": "fsdp", "checkpointing": "selective"}),
-        (64, {"strategy": "hybrid"}), (64, {"strategy": "hybrid", "checkpointing": "full"}),
+        (8, {"strategy": "ddp"}),
+        (8, {"strategy": "zero1"}),
+        (64, {"strategy": "fsdp", "checkpointing": "selective"}),
+        (64, {"strategy": "hybrid"}),
+        (64, {"strategy": "hybrid", "checkpointing": "full"}),
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("rows", [2, 4, 8])
 def test_memory_is_the_planners(gpus: int, parallel: dict[str, str], rows: int, gpu: str) -> None:
     run = full_run(parallel=parallel, **{"train.micro_batch_size": rows})

@@ -2,6 +2,7 @@
 programs in the place of SLURM's own.
 """
 
+import logging
 import os
 import re
 import signal
@@ -15,7 +16,9 @@ import pytest
 
 from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.distributed import checkpoint
-from slm2_minimal.launch import check as launch_module
+from slm2_minimal.launch import check as check_module
+from slm2_minimal.launch import launch as launch_module
+from slm2_minimal.launch import scripts as scripts_module
 from slm2_minimal.launch.check import check
 from slm2_minimal.launch.launch import launch
 from slm2_minimal.launch.scripts import SAVING, WARNING, scripts
@@ -61,10 +64,21 @@ def test_scripts_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for text in texts.values():
         assert_bash(text)
     assert directives(texts["slurm.sh"]) == {
-        "job-name": "slm2-stablelm-2-1_6b", "nodes": "64", "ntasks-per-node": "1", "gpus-per-node": "8", "exclusive": "", "mem": "0",
-        "time": "2-0", "requeue": "", "signal": f"B:USR1@{WARNING}", "output": f"""'{tmp_path}/it'"'"'s $HOME/out/%x-%j.log'""",
-        "open-mode": "append", "partition": "long", "account": "'a b'", "no-kill": "",
-    }  # fmt: skip
+        "job-name": "slm2-stablelm-2-1_6b",
+        "nodes": "64",
+        "ntasks-per-node": "1",
+        "gpus-per-node": "8",
+        "exclusive": "",
+        "mem": "0",
+        "time": "2-0",
+        "requeue": "",
+        "signal": f"B:USR1@{WARNING}",
+        "output": f"""'{tmp_path}/it'"'"'s $HOME/out/%x-%j.log'""",
+        "open-mode": "append",
+        "partition": "long",
+        "account": "'a b'",
+        "no-kill": "",
+    }
     assert SAVING < WARNING
     program = tmp_path / "python"
     program.write_text('#!/bin/bash\npwd\nenv | grep ^TORCH_ | sort\nprintf "<%s>\\n" "$@"\n')
@@ -76,11 +90,22 @@ def test_scripts_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ["bash", "-c", text], env=given, cwd="/", capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == [
-        str(here), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1", f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}",
-        "<-m>", "<torch.distributed.run>", "<--nnodes=64>", "<--nproc-per-node=8>",
-        "<--max-restarts=3>", "<--rdzv-backend=c10d>", "<--rdzv-endpoint=first:20007>", "<--rdzv-id=7>",
-        "<-m>", "<slm2_minimal.train>", *(f"<{word}>" for word in words),
-    ]  # fmt: skip
+        str(here),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
+        f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}",
+        "<-m>",
+        "<torch.distributed.run>",
+        "<--nnodes=64>",
+        "<--nproc-per-node=8>",
+        "<--max-restarts=3>",
+        "<--rdzv-backend=c10d>",
+        "<--rdzv-endpoint=first:20007>",
+        "<--rdzv-id=7>",
+        "<-m>",
+        "<slm2_minimal>",
+        "<train>",
+        *(f"<{word}>" for word in words),
+    ]
     del given["RENDEZVOUS"]
     done = subprocess.run(
         ["bash", "-c", text], env=given, cwd="/", capture_output=True, text=True, check=False
@@ -275,7 +300,8 @@ def test_a_job_of_real_processes(
     is killed: both are started again.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch_module, "GPUS_PER_NODE", 1)
+    for module in (check_module, launch_module, scripts_module):
+        monkeypatch.setattr(module, "GPUS_PER_NODE", 1)
     for name, value in {"SLURM_JOB_ID": os.getpid(), "FIRST_NODE": "localhost", "TASKS": 2}.items():
         monkeypatch.setenv(name, str(value))
     steps = 400
@@ -285,7 +311,7 @@ def test_a_job_of_real_processes(
         RunConfig.load("small run.toml", {"data.seed": 5}),
     )
     prepare(run, lambda line: None)
-    launch(run, words, 2, say=lambda line: None)
+    launch(run, words, 2)
     assert slurm.read_text().splitlines() == ["sbatch my run/launch/slurm.sh"]
     folder = tmp_path / "my run" / "launch"
     started = start(folder)
@@ -314,24 +340,32 @@ def test_a_job_of_real_processes(
 
 
 def test_what_launch_does(
-    small_run: Make, tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+    small_run: Make,
+    tmp_path: Path,
+    slurm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Several nodes, or any option of sbatch: submitted. One node: torchrun here. A dry
     run: neither, and the command to type.
     """
-    run, started, said = small_run(), list[tuple[str, list[str]]](), list[str]()
+    run, started = small_run(), list[tuple[str, list[str]]]()
     monkeypatch.setattr(os, "execvp", lambda name, words: started.append((name, words)))
+    caplog.set_level(logging.INFO, logger="slm2_minimal.launch.launch")
     folder = tmp_path / "run" / "launch"
-    launch(run, ["tiny"], 2, say=said.append, dry_run=True)
-    assert said == [*check(run, 2), f"nothing was started; to do it: bash {folder}/torchrun.sh"]
+    launch(run, ["tiny"], 2, dry_run=True)
+    assert caplog.messages == [
+        *check(run, 2),
+        f"nothing was started; to do it: bash {folder}/torchrun.sh",
+    ]
     assert sorted(path.name for path in folder.iterdir()) == ["slurm.sh", "torchrun.sh"]
-    launch(run, ["tiny"], 2, say=said.append, dry_run=True, options={"partition": "long"})
-    assert said[-1] == f"nothing was started; to do it: sbatch {folder}/slurm.sh"
+    launch(run, ["tiny"], 2, dry_run=True, options={"partition": "long"})
+    assert caplog.messages[-1] == f"nothing was started; to do it: sbatch {folder}/slurm.sh"
     assert not started
     assert not slurm.exists()
-    launch(run, ["tiny"], 2, folder=tmp_path / "scripts", say=said.append)
+    launch(run, ["tiny"], 2, folder=tmp_path / "scripts")
     assert started == [("bash", ["bash", f"{tmp_path}/scripts/torchrun.sh"])]
-    launch(run, ["tiny"], 2, say=said.append, options={"partition": "long"})
+    launch(run, ["tiny"], 2, options={"partition": "long"})
     assert slurm.read_text() == f"sbatch {folder}/slurm.sh\n"
     assert directives((folder / "slurm.sh").read_text())["partition"] == "long"
     assert len(started) == 1
@@ -339,7 +373,7 @@ def test_what_launch_does(
         "large", **{"data.prepared": str(tmp_path / "prepared"), "train.global_batch_tokens": 2048}
     )
     prepare(prepared, lambda line: None)
-    launch(prepared, ["tiny"], 16, say=said.append)
+    launch(prepared, ["tiny"], 16)
     assert slurm.read_text().splitlines()[-1] == f"sbatch {tmp_path}/large/launch/slurm.sh"
 
 
@@ -351,8 +385,8 @@ def test_sbatch_that_is_missing_or_refuses(
         RuntimeError,
         match=r"^sbatch ended with 3, what it said is above; mend that and run the same again$",
     ):
-        launch(small_run(), ["tiny"], 2, options={"time": "1:00"}, say=lambda line: None)
+        launch(small_run(), ["tiny"], 2, options={"time": "1:00"})
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     with pytest.raises(ConfigError, match=r"^sbatch: not on this machine; "):
-        launch(small_run("other"), ["tiny"], 2, options={"time": "1:00"}, say=lambda line: None)
+        launch(small_run("other"), ["tiny"], 2, options={"time": "1:00"})
     assert not (tmp_path / "other").exists()

@@ -18,7 +18,7 @@ from slm2_minimal.config import (
     TrainConfig,
 )
 from slm2_minimal.data.loader import Batch
-from slm2_minimal.distributed.parallel import _checkpoint_activations, parallelize
+from slm2_minimal.distributed.parallel import checkpoint_activations, parallelize
 from slm2_minimal.distributed.world import World
 from slm2_minimal.launch.memory import loss_bytes, memory, state_bytes
 from slm2_minimal.model.loss import summed_cross_entropy
@@ -31,9 +31,16 @@ CPU = torch.device("cpu")
 
 def small(vocab: int, channels: int, layers: int, **changes: Any) -> ModelConfig:
     return ModelConfig(
-        vocab_size=vocab, hidden_size=channels, intermediate_size=channels * 11 // 4, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=512, bos_token_id=0, eos_token_id=0,
-    ).replace(**changes)  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=channels,
+        intermediate_size=channels * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    ).replace(**changes)
 
 
 def run_of(
@@ -64,7 +71,7 @@ def test_what_full_checkpointing_costs_as_torch_counts() -> None:
     for kind in ("none", "full"):
         model = StableLM2(config)
         for block in model.model.layers if kind == "full" else []:
-            _checkpoint_activations(block, kind)
+            checkpoint_activations(block, kind)
         with FlopCounterMode(display=False) as counter:
             model(torch.zeros(2, 32, dtype=torch.int64)).sum().backward()
         counted.append(counter.get_total_flops() / 64)
@@ -80,11 +87,14 @@ def test_what_full_checkpointing_costs_as_torch_counts() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        small(512, 64, 2), small(300, 32, 3, tie_word_embeddings=True), small(300, 64, 2, num_key_value_heads=2),
-        small(300, 64, 2, norm_bias=False), small(300, 64, 2, final_norm_bias=False, use_qkv_bias=False),
+        small(512, 64, 2),
+        small(300, 32, 3, tie_word_embeddings=True),
+        small(300, 64, 2, num_key_value_heads=2),
+        small(300, 64, 2, norm_bias=False),
+        small(300, 64, 2, final_norm_bias=False, use_qkv_bias=False),
     ],
     ids=["plain", "tied", "grouped", "no block bias", "no other bias"],
-)  # fmt: skip
+)
 def test_states_equal_those_of_a_real_adamw(model: ModelConfig) -> None:
     network = StableLM2(model)
     optimizer = build_optimizer(network, OptimizerConfig())

@@ -338,10 +338,18 @@ def test_the_page_for_the_reports_run(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["plan", "stablelm-2-1_6b", "--gpus", "512", "--gpu", "a100-40gb"]) == 0
     out = capsys.readouterr().out
     for part in (
-        "MFU 54.5% of 312 (data sheet)", "1.065 s at 170 TFLOP/s a GPU (report: ~170, confirmed)", "75.7k GPU-hours",
-        "report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)", "33.3 MWh at 400 W", "30 MWh (secondary), that is 296 W",
-        "40.5 MWh (derived)", "kg/kWh (unverified)", "11 t CO2 (secondary)", "1,644,515,328 parameters", "4.194T tokens",
-    ):  # fmt: skip
+        "MFU 54.5% of 312 (data sheet)",
+        "1.065 s at 170 TFLOP/s a GPU (report: ~170, confirmed)",
+        "75.7k GPU-hours",
+        "report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)",
+        "33.3 MWh at 400 W",
+        "30 MWh (secondary), that is 296 W",
+        "40.5 MWh (derived)",
+        "kg/kWh (unverified)",
+        "11 t CO2 (secondary)",
+        "1,644,515,328 parameters",
+        "4.194T tokens",
+    ):
         assert part in out
     lines = {line.split("  ")[0]: line for line in out.splitlines()}
     assert lines["ddp"].count("(no)") == 2
