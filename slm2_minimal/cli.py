@@ -6,6 +6,7 @@ Exit codes: 0 success, 2 something the user can mend (one line on stderr), 1 a f
 import argparse
 import functools
 import json
+import logging
 import os
 import shlex
 import sys
@@ -271,23 +272,34 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
                 f"--{name.replace('_', '-')}: means nothing to --executor {options.executor}; leave"
                 " it out, or use slurm"
             )
-    run, say = (
-        RunConfig.load(options.config, parse_overrides(rest)),
-        functools.partial(print, flush=True),
-    )
+    run = RunConfig.load(options.config, parse_overrides(rest))
+    _log_to_stdout()
     if options.executor == "own":
         from slm2_minimal.prepare.run import prepare
 
-        prepare(run, say)
+        prepare(run)
         return
     from slm2_minimal.prepare.cluster import run_local, run_slurm
 
     if options.executor == "local":
-        run_local(run, options.tasks, say)
+        run_local(run, options.tasks)
     else:
-        run_slurm(
-            run, options.tasks, _slurm_options(options), dry_run=bool(options.dry_run), say=say
-        )
+        run_slurm(run, options.tasks, _slurm_options(options), dry_run=bool(options.dry_run))
+
+
+class _Stdout(logging.Handler):
+    """Lines for the terminal. Unlike logging's own, it lets the errors of `print` through."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
+
+
+def _log_to_stdout() -> None:
+    """Show what the package logs at level INFO, in a process that is a command."""
+    logger = logging.getLogger("slm2_minimal")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Stdout) for handler in logger.handlers):
+        logger.addHandler(_Stdout())
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:

@@ -34,7 +34,7 @@ def prepared(tmp_path: Path) -> DataConfig:
         "tiny",
         {"data.sources": sources, "data.prepared": str(tmp_path / "out"), "prepare.workers": 1},
     )
-    prepare(run, lambda line: None)
+    prepare(run)
     return run.data
 
 

@@ -53,7 +53,7 @@ def test_prepared_data(small_run: Make, tmp_path: Path) -> None:
     """
     run = small_run(**{"data.prepared": str(tmp_path / "prepared")})
     assert "run slm2 prepare" in complaint(lambda: check(run, 1))
-    prepare(run, lambda line: None)
+    prepare(run)
     assert "prepared: " in "\n".join(check(run, 1))
     shard = next((tmp_path / "prepared").glob("en-*.tokens.npy"))
     content = shard.read_bytes()

@@ -20,7 +20,7 @@ from slm2_minimal.prepare.units import Unit
 from slm2_minimal.prepare.work import Job
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 from tests.prepare.clustering import BOOKS, WEB, assert_same, directives, texts
-from tests.prepare.preparing import Make, quiet
+from tests.prepare.preparing import Make, listening
 
 # The same documents
 
@@ -35,7 +35,7 @@ def whole_corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ru
     def make(name: str) -> RunConfig:
         return RunConfig.load("tiny", {"data.prepared": str(folder / name), "prepare.workers": 2})
 
-    prepare(make("own"), quiet)
+    prepare(make("own"))
     return make
 
 
@@ -44,8 +44,8 @@ def test_the_embedded_corpus(
     whole_corpus: Callable[[str], RunConfig], tasks: int, tiny: SentencePieceTokenizer
 ) -> None:
     run = whole_corpus(f"{tasks}")
-    report = run_local(run, tasks, quiet)
-    assert sum(row["documents"] for row in report["sources"].values()) > 900
+    report = run_local(run, tasks)
+    assert sum(row.documents for row in report.sources.values()) > 900
     assert_same(run, whole_corpus("own"), tiny)
 
 
@@ -57,24 +57,24 @@ def test_planted_duplicates_and_leaks_go_and_the_first_stays(
     C in the first.
     """
     none_held_out = {"data.validation_percent": 0}
-    report = run_local(cluster("out", **none_held_out), tasks, quiet)
+    report = run_local(cluster("out", **none_held_out), tasks)
     kept = [text for _, rows in WEB for text, stays in rows if stays]
     assert texts("out", "web", tiny) == [unicodedata.normalize("NFC", text) for text in kept]
     assert texts("out", "books", tiny) == [text for text, stays in BOOKS if stays]
-    assert report["duplicates"]["exact_removed"] == 4
+    assert report.duplicates.exact_removed == 4
     assert (
         len(list(Path("out").glob("web-*.tokens.npy"))) > 2
     )  # the borders between units lie somewhere
-    assert report["duplicates"]["near_removed"] == 2
-    assert report["sources"]["web"]["skipped"] == {
+    assert report.duplicates.near_removed == 2
+    assert report.sources["web"].skipped == {
         "empty": 1,
         "too short": 1,
         "not JSON": 1,
         "no text": 1,
         "not UTF-8": 1,
     }
-    assert report["contamination"]["benchmarks"]["quiz"]["hit_documents"] == 1
-    prepare(cluster("own", **none_held_out), quiet)
+    assert report.contamination.benchmarks["quiz"].hit_documents == 1
+    prepare(cluster("own", **none_held_out))
     assert_same(cluster("out", **none_held_out), cluster("own", **none_held_out), tiny)
 
 
@@ -96,7 +96,7 @@ def test_other_settings(
     cluster: Make, tasks: int, changes: dict[str, Any], tiny: SentencePieceTokenizer
 ) -> None:
     run, own = cluster("out", **changes), cluster("own", **changes)
-    assert run_local(run, tasks, quiet) == prepare(own, quiet)
+    assert run_local(run, tasks) == prepare(own)
     assert_same(run, own, tiny)
 
 
@@ -124,7 +124,7 @@ def test_a_stage_that_failed_is_run_again_and_the_ones_before_are_not(
     cluster: Make, tiny: SentencePieceTokenizer
 ) -> None:
     quiz = Path("quiz.jsonl").read_bytes()
-    prepare(cluster("own"), quiet)
+    prepare(cluster("own"))
     Path("quiz.jsonl").unlink()
     said = list[str]()
     with pytest.raises(DataError, match=r"^path = 'quiz\.jsonl': no such file or folder"):
@@ -162,7 +162,7 @@ def test_a_task_that_failed_is_run_again_alone(
         cluster("own"),
         steps.write_unit,
     )
-    prepare(own, quiet)
+    prepare(own)
 
     def broken(job: Job, unit: Unit, documents: Any) -> dict[str, Any]:
         if "-000002-" in unit.name:  # the last task's, which begins when another has ended
@@ -172,12 +172,12 @@ def test_a_task_that_failed_is_run_again_alone(
     with monkeypatch.context() as patch:
         patch.setattr(steps, "write_unit", broken)
         with pytest.raises(OSError, match="No space left on device"):
-            run_local(run, 3, quiet)
+            run_local(run, 3)
     marks = {
         path: path.stat().st_mtime_ns for path in Path("out/logs/shards/completions").iterdir()
     }
     assert {path.name for path in marks} in ({"00000"}, {"00001"}, {"00000", "00001"})
-    run_local(run, 3, quiet)
+    run_local(run, 3)
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
     assert_same(run, own, tiny)
 
@@ -191,11 +191,11 @@ def test_a_worker_that_dies_is_said(cluster: Make, monkeypatch: pytest.MonkeyPat
             r" prepare\.workers$"
         ),
     ):
-        run_local(cluster("out"), 2, quiet)
+        run_local(cluster("out"), 2)
 
 
 def test_a_second_call_does_nothing(cluster: Make) -> None:
-    report, said = run_local(cluster("out"), 3, quiet), list[str]()
+    report, said = run_local(cluster("out"), 3), list[str]()
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
     assert run_local(cluster("out"), 3, said.append) == report
     run_slurm(cluster("out"), dry_run=True, say=said.append)
@@ -212,38 +212,38 @@ def test_a_folder_belongs_to_one_way_of_sharing_the_work(
     quiz = Path("quiz.jsonl").read_bytes()
     Path("quiz.jsonl").unlink()
     for name, begin in (
-        ("out", lambda run: run_local(run, 3, quiet)),
-        ("own", lambda run: prepare(run, quiet)),
+        ("out", lambda run: run_local(run, 3)),
+        ("own", lambda run: prepare(run)),
     ):
         with pytest.raises(DataError, match=r"no such file or folder"):
             begin(cluster(name))
     with pytest.raises(
         ConfigError, match=r"^tasks = 2: out was begun with 3; use that, or name another folder$"
     ):
-        run_local(cluster("out"), 2, quiet)
+        run_local(cluster("out"), 2)
     with pytest.raises(
         DataError,
         match=r"^data\.prepared = 'own': was begun on one machine; go on with --executor own",
     ):
-        run_local(cluster("own"), 3, quiet)
+        run_local(cluster("own"), 3)
     with pytest.raises(DataError, match=r"was begun with other 'prepare' \(keep: "):
-        run_local(cluster("out", **{"prepare.keep": "longest"}), 3, quiet)
+        run_local(cluster("out", **{"prepare.keep": "longest"}), 3)
     with pytest.raises(ConfigError, match=r"^tasks = 0: must be at least 1$"):
-        run_local(cluster("new"), 0, quiet)
+        run_local(cluster("new"), 0)
     assert not Path("new").exists()
     Path("quiz.jsonl").write_bytes(quiz)
-    prepare(cluster("out"), quiet)  # what tasks have left does not mislead it
-    prepare(cluster("own"), quiet)
+    prepare(cluster("out"))  # what tasks have left does not mislead it
+    prepare(cluster("own"))
     assert_same(cluster("out"), cluster("own"), tiny)
 
 
 def test_marks_of_work_that_was_removed_are_forgotten(
     cluster: Make, tiny: SentencePieceTokenizer
 ) -> None:
-    run_local(cluster("out"), 3, quiet)
+    run_local(cluster("out"), 3)
     (Path("out") / "manifest.json").unlink()  # and `work` has gone with the last stage
-    run_local(cluster("out"), 2, quiet)
-    prepare(cluster("own"), quiet)
+    run_local(cluster("out"), 2)
+    prepare(cluster("own"))
     assert_same(cluster("out"), cluster("own"), tiny)
 
 

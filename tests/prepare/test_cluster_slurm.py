@@ -18,7 +18,7 @@ from slm2_minimal.prepare.run import prepare
 from slm2_minimal.prepare.work import Job
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 from tests.prepare.clustering import assert_same, directives
-from tests.prepare.preparing import Make, quiet
+from tests.prepare.preparing import Make
 
 # SLURM
 
@@ -93,14 +93,14 @@ def test_scripts_without_a_cluster(
 
 
 def test_defaults_and_more_tasks_than_an_array_has(cluster: Make) -> None:
-    run_slurm(cluster("out"), dry_run=True, say=quiet)
+    run_slurm(cluster("out"), dry_run=True)
     assert "partition" not in directives("read")
     assert [directives("read")[key] for key in ("time", "mem-per-cpu", "array")] == [
         "24:00:00",
         "4G",
         "0-7%2",
     ]  # 8 inputs, 2 workers
-    run_slurm(cluster("big"), 2500, dry_run=True, say=quiet)
+    run_slurm(cluster("big"), 2500, dry_run=True)
     with Path("big/logs/read/executor.pik").open("rb") as file:
         executor = dill.load(file)
     assert (executor.tasks, executor.tasks_per_job) == (2500, 3)
@@ -171,7 +171,7 @@ def test_sbatch_that_refuses(
         RuntimeError,
         match=r"^sbatch ended with 3, what it said is above; mend that and run the same again$",
     ):
-        run_slurm(cluster("out"), say=quiet)
+        run_slurm(cluster("out"))
 
 
 def test_a_folder_that_scripts_cannot_name(cluster: Make) -> None:
@@ -182,7 +182,7 @@ def test_a_folder_that_scripts_cannot_name(cluster: Make) -> None:
             r" without blanks$"
         ),
     ):
-        run_slurm(cluster("my data"), dry_run=True, say=quiet)
+        run_slurm(cluster("my data"), dry_run=True)
     assert not Path("my data").exists()
 
 
@@ -194,7 +194,7 @@ def test_the_scripts_run_as_they_stand(
     an array at once, one after another.
     """
     exact = {"prepare.duplicates": "exact"}
-    run_slurm(cluster("out", **exact), 2, dry_run=True, say=quiet)
+    run_slurm(cluster("out", **exact), 2, dry_run=True)
     sbatch = f"""
 script="${{@: -1}}"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
@@ -216,5 +216,5 @@ echo 1
     assert done.returncode == 0, (tmp_path / "log").read_text()[-2000:]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    prepare(cluster("own", **exact), quiet)
+    prepare(cluster("own", **exact))
     assert_same(cluster("out", **exact), cluster("own", **exact), tiny)

@@ -289,7 +289,7 @@ def test_prepared_data_and_worker_processes_train_the_same_model(
     the middle: bitwise one run.
     """
     prepared = {"data.prepared": str(tmp_path / "prepared"), "prepare.workers": 1}
-    prepare(small_run(**prepared), lambda line: None)
+    prepare(small_run(**prepared))
     Trainer(small_run("memory")).run()
     Trainer(small_run("shards", **prepared)).run()
     Trainer(small_run("ahead", **prepared, **{"data.workers": 1, "train.steps": 10})).run()
@@ -350,8 +350,8 @@ def test_a_run_does_not_go_on_with_other_prepared_data(small_run: Make, tmp_path
     first, second = (
         {"data.prepared": str(tmp_path / name), "prepare.workers": 1} for name in ("one", "two")
     )
-    prepare(small_run(**first), lambda line: None)
-    prepare(small_run(**second, **{"prepare.max_characters": 1500}), lambda line: None)
+    prepare(small_run(**first))
+    prepare(small_run(**second, **{"prepare.max_characters": 1500}))
     Trainer(small_run(**first, **{"train.steps": 10})).run()
     with pytest.raises(
         CheckpointError, match=r"^data = [0-9a-f]{16}: not the data that .* was trained on"
