@@ -107,9 +107,10 @@ def test_duplicates_and_contamination_go_and_are_counted(
         3,
     )
     assert report.duplicates.exact_removed == report.duplicates.near_removed == 1
-    assert [
-        [member["id"] for member in cluster] for cluster in report.duplicates.examples
-    ] == [["more-1", "more-4"], ["more-2", "more-5"]]
+    assert [[member["id"] for member in cluster] for cluster in report.duplicates.examples] == [
+        ["more-1", "more-4"],
+        ["more-2", "more-5"],
+    ]
     assert report.contamination.benchmarks["quiz"].hit_documents == 1
     assert texts(tmp_path / "drop", "more", tiny) == [base[0].text, base[1].text, base[4].text]
     assert any(line.startswith("benchmark quiz: 1 documents share") for line in said)
@@ -121,7 +122,9 @@ def test_duplicates_and_contamination_go_and_are_counted(
     row = prepare(config("exact", **changes, **{"prepare.duplicates": "exact"})).sources["more"]
     assert row.duplicates == 1
     assert (
-        prepare(config("keep", **changes, **{"prepare.duplicates": "keep"})).sources["more"].duplicates
+        prepare(config("keep", **changes, **{"prepare.duplicates": "keep"}))
+        .sources["more"]
+        .duplicates
         == 0
     )
 
@@ -225,13 +228,9 @@ def test_the_length_of_a_shared_run_reaches_decontamination(config: Make, tmp_pa
     (tmp_path / "web" / "c.jsonl").write_bytes(lines([{"text": f"green {ten} black"}]))
     (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": f"red {ten} blue"}]))
     changes = {"prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")}}
+    assert prepare(config("ten", **changes, **{"prepare.ngram_words": 10})).contamination.hit == 1
     assert (
-        prepare(config("ten", **changes, **{"prepare.ngram_words": 10})).contamination.hit
-        == 1
-    )
-    assert (
-        prepare(config("eleven", **changes, **{"prepare.ngram_words": 11})).contamination.hit
-        == 0
+        prepare(config("eleven", **changes, **{"prepare.ngram_words": 11})).contamination.hit == 0
     )
 
 
@@ -334,9 +333,7 @@ def test_a_folder_holds_one_preparation_only(config: Make, tmp_path: Path) -> No
     assert contents(tmp_path / "mine") == {"thesis.txt": b"years of work"}
 
 
-def test_progress_says_how_far_it_is(
-    config: Make, monkeypatch: Any, said: list[str]
-) -> None:
+def test_progress_says_how_far_it_is(config: Make, monkeypatch: Any, said: list[str]) -> None:
     monkeypatch.setattr(workers, "SECONDS_BETWEEN_LINES", 0.0)
     prepare(config())
     assert [line.partition(" | ")[0].strip() for line in said[:7]] == [
