@@ -1,14 +1,14 @@
-"""`slm2 prepare --executor local|slurm`: the stages of `prepare`, shared by tasks on one
-machine or on many, with datatrove's executors (extra `cluster`).
+"""`slm2 prepare --executor local|slurm`: the same stages, each shared by tasks on one
+machine or on many, with datatrove (extra `cluster`).
 
 The files of all sources, in their order, are dealt to the tasks in runs of about equal
 size. So the order of tasks, and within a task of documents, is the order of `prepare`,
 and the same document of every cluster of duplicates stays. What comes out is
 `prepare`'s, document for document; only the borders between shards lie elsewhere.
 
-SLURM's tasks are run by datatrove's executor. On one machine they run in our own
-processes: datatrove's pool waits for ever for a process that was killed. Both leave
-datatrove's marks of the tasks that are complete.
+On SLURM, datatrove's executor runs the tasks. On one machine they run in our own
+processes: its pool waits for ever for a process that was killed. Both leave its marks
+of the tasks that are complete.
 """
 
 import json
@@ -38,7 +38,7 @@ except ImportError:
 
 from slm2_minimal.data.shards import MANIFEST
 from slm2_minimal.files import read_json, write_json
-from slm2_minimal.prepare.publish import REPORT, PrepareReport, publish, summary
+from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
 from slm2_minimal.prepare.run import claim, is_prepared, mark_duplicates, unwritable_is_said
 from slm2_minimal.prepare.units import Part, Unit, ingest
 from slm2_minimal.prepare.work import Job, benchmark_index, in_folder, key_unit, tokenise_unit
@@ -65,22 +65,20 @@ def run_local(run: RunConfig, tasks: int | None = None) -> PrepareReport:
         stays, and the same call goes on from there.
     """
     job = _claim(run, tasks, run.prepare.workers or os.cpu_count() or 1)
-    if not is_prepared(job):
-        for name, steps, count in pipelines(job, len(shares(job))):
-            executor = LocalPipelineExecutor(steps, count, logging_dir=_logs(job, name))
-            ranks = executor.get_incomplete_ranks()
-            if not ranks:
-                log.info(f"{name:<8} | complete")
-                continue
-            with unwritable_is_said(job):
-                in_parallel(name, partial(_run_task, executor), ranks, job.config.workers)
-        for line in summary(_report(job)):
-            log.info(line)
-    return _report(job)
-
-
-def _report(job: Job) -> PrepareReport:
-    return PrepareReport.from_dict(read_json(job.folder / REPORT))
+    if is_prepared(job):
+        return read_report(job)
+    for stage, step, count in stages(job):
+        executor = LocalPipelineExecutor([step], count, logging_dir=_logs(job, stage))
+        ranks = executor.get_incomplete_ranks()
+        if not ranks:
+            log.info(f"{stage:<8} | complete")
+            continue
+        with unwritable_is_said(job):
+            in_parallel(stage, partial(_run_task, executor), ranks, job.config.workers)
+    report = read_report(job)
+    for line in summary(report):
+        log.info(line)
+    return report
 
 
 def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
@@ -121,174 +119,146 @@ def run_slurm(
     job = _claim(run, tasks, None)
     if is_prepared(job):
         return
-    executors = _executors(job, options or {})
-    scripts = {name: _write_script(executor) for name, executor in executors.items()}
+    executors = [_slurm_executor(job, options or {}, *stage) for stage in stages(job)]
+    scripts = [_write_script(executor) for executor in executors]
     submit = job.folder.resolve() / LOGS / "submit.sh"
-    submit.write_text(_submission([script for script in scripts.values() if script]))
-    numbers = iter(() if dry_run else _submit(submit))
-    for name, executor in executors.items():
-        state = scripts[name]
-        if state is None:
-            state = "complete"
-        elif not dry_run:
-            state = f"job {next(numbers)}"
+    submit.write_text(_submission([script for script in scripts if script]))
+    states = iter([script for script in scripts if script] if dry_run else _submit(submit))
+    for executor, script in zip(executors, scripts, strict=True):
         count = "1 task" if executor.tasks == 1 else f"{executor.tasks} tasks"
+        state = next(states) if script else "complete"
         log.info(f"{executor.job_name:<15} | {count} | {state}")
     if dry_run:
         log.info(f"nothing was submitted; to do it, in this order: bash {submit}")
 
 
-def _executors(job: Job, options: Mapping[str, str]) -> dict[str, SlurmPipelineExecutor]:
-    """An executor per stage, whose tasks are one job array."""
-    command = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"'
-    return {
-        name: SlurmPipelineExecutor(
-            steps,
-            count,
-            time="24:00:00",
-            partition=None,
-            mem_per_cpu_gb=4,
-            workers=job.config.workers or -1,
-            job_name=f"slm2-{name}",
-            qos=None,
-            env_command=command,
-            sbatch_args={"chdir": os.getcwd(), "kill-on-invalid-dep": "yes", **options},
-            max_array_size=MAX_ARRAY,
-            tasks_per_job=-(-count // MAX_ARRAY),
-            logging_dir=_logs(job, name),
-        )
-        for name, steps, count in pipelines(job, len(shares(job)))
-    }
+def _slurm_executor(
+    job: Job, options: Mapping[str, str], stage: str, step: "Step", count: int
+) -> SlurmPipelineExecutor:
+    """The tasks of one stage as one job array."""
+    return SlurmPipelineExecutor(
+        [step],
+        count,
+        time="24:00:00",
+        partition=None,
+        mem_per_cpu_gb=4,
+        workers=job.config.workers or -1,
+        job_name=f"slm2-{stage}",
+        qos=None,
+        env_command=f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
+        sbatch_args={"chdir": os.getcwd(), "kill-on-invalid-dep": "yes", **options},
+        max_array_size=MAX_ARRAY,
+        tasks_per_job=-(-count // MAX_ARRAY),
+        logging_dir=_logs(job, stage),
+    )
 
 
 def _write_script(executor: SlurmPipelineExecutor) -> str | None:
-    """Write the files that datatrove's `launch_job` would, and submit nothing; the
-    script's path, None where all tasks are complete.
+    """Write a stage's script, and what datatrove runs there; None if all is complete.
 
-    `launch_job` itself has no dry run, and asks for a partition and one more job.
+    Its own `launch_job` has no dry run, needs a partition, and adds a job.
     """
     ranks = executor.get_incomplete_ranks()
     if not ranks:
         return None
-    with executor.logging_dir.open("executor.pik", "wb") as file:
+    folder = executor.logging_dir
+    with folder.open("executor.pik", "wb") as file:
         dill.dump(executor, file, fmode=dill.CONTENTS_FMODE)
-    with executor.logging_dir.open("ranks_to_run.json", "w") as file:
+    with folder.open("ranks_to_run.json", "w") as file:
         json.dump(ranks, file)
-    elements = -(-len(ranks) // executor.tasks_per_job)
-    arguments = executor.get_sbatch_args(elements)
+    arguments = executor.get_sbatch_args(-(-len(ranks) // executor.tasks_per_job))
     arguments = {key: value for key, value in arguments.items() if value is not None}
-    pickled = executor.logging_dir.resolve_paths("executor.pik")
-    command = f"srun -l -n 1 launch_pickled_pipeline {pickled}"
-    with executor.logging_dir.open("launch_script.slurm", "w") as file:
+    command = f"srun -l -n 1 launch_pickled_pipeline {folder.resolve_paths('executor.pik')}"
+    with folder.open("launch_script.slurm", "w") as file:
         file.write(executor.get_launch_file_contents(arguments, command))
-    return executor.logging_dir.resolve_paths("launch_script.slurm")
+    return folder.resolve_paths("launch_script.slurm")
 
 
 def _submission(scripts: Sequence[str]) -> str:
     """A script that submits the others in a chain, and prints the jobs' numbers."""
     lines = ["#!/bin/bash", "# Each stage starts when the one before has ended well.", "set -e"]
+    after = ""
     for number, script in enumerate(scripts):
-        after = f" --dependency=afterok:$job{number - 1}" if number else ""
         options = f"--parsable --export=ALL,RUN_OFFSET=0{after}"
         lines.append(f"job{number}=$(sbatch {options} {script})")
-    numbers = " ".join(f"$job{number}" for number in range(len(scripts)))
-    return "\n".join([*lines, f"echo {numbers}", ""])
+        after = f" --dependency=afterok:$job{number}"
+    lines += [f"echo job $job{number}" for number in range(len(scripts))]
+    return "\n".join([*lines, ""])
 
 
 def _submit(script: Path) -> list[str]:
-    """Run the script; the jobs' numbers."""
+    """Run the script; a line for each job, with its number."""
     result = subprocess.run(["bash", script], stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode:
         raise RuntimeError(
             f"sbatch ended with {result.returncode}, what it said is above; mend that and run the"
             " same again"
         )
-    return result.stdout.split()
+    return result.stdout.splitlines()
 
 
 # What the tasks do
 
 
-class _Step(PipelineStep):  # type: ignore[misc]
-    """One of the functions below as a step of a pipeline."""
+class Step(PipelineStep):  # type: ignore[misc]
+    """One of the functions below as a step of datatrove's pipelines."""
 
     type = "slm2"
 
     def __init__(self, job: Job, work: Callable[[Job, int], object]) -> None:
         self.name = work.__name__
+        super().__init__()
         self.job = job
         self.work = work
-        super().__init__()
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Do one task's share. Nothing is handed on: all is in the job's folder."""
         self.work(self.job, rank)
 
 
-def pipelines(job: Job, tasks: int) -> list[tuple[str, list[_Step], int]]:
-    """The stages: their names, steps, and numbers of tasks.
-
-    Tasks of one stage may run at the same time, all of them after those of the stage
-    before.
-    """
-    compared = job.config.duplicates != "keep"
-    read = [_Step(job, read_share)]
-    choose = []
-    if compared:
-        read.append(_Step(job, key_share))
-        choose.append(_Step(job, mark_all))
-    if job.config.benchmarks:
-        choose.append(_Step(job, index_benchmarks))
-    stages = [("read", read, tasks)]
-    if choose:
-        stages.append(("duplicates" if compared else "benchmarks", choose, 1))
-    stages.append(("tokenise", [_Step(job, tokenise_share)], tasks))
-    stages.append(("publish", [_Step(job, publish_all)], 1))
-    return stages
+def stages(job: Job) -> list[tuple[str, Step, int]]:
+    """Each stage with its step and number of tasks, to be run one after another."""
+    tasks = len(shares(job))
+    return [
+        ("read", Step(job, read), tasks),
+        ("compare", Step(job, compare), 1),
+        ("tokenise", Step(job, tokenise), tasks),
+        ("publish", Step(job, publish_all), 1),
+    ]
 
 
-def read_share(job: Job, rank: int) -> None:
-    """Read and filter a task's files into units."""
+def read(job: Job, rank: int) -> None:
+    """Read and filter a task's files into units, and write the units' keys."""
     path = _units_path(job, rank)
-    if path.exists():
-        return
-    units = []
-    for source, paths in shares(job)[rank]:
-        how = job.data.sources[source]
-        units += ingest(job.text, source, how, job.config, Part(rank, paths))
-    write_json(in_folder(path), [asdict(unit) for unit in units])
+    if not path.exists():
+        units = []
+        for source, paths in shares(job)[rank]:
+            how = job.data.sources[source]
+            units += ingest(job.text, source, how, job.config, Part(rank, paths))
+        write_json(in_folder(path), [asdict(unit) for unit in units])
+    if job.config.duplicates != "keep":
+        for unit in units_of(job, rank):
+            key_unit(job, unit)
 
 
-def key_share(job: Job, rank: int) -> None:
-    """Write the keys of a task's units."""
-    for unit in units_of(job, rank):
-        key_unit(job, unit)
-
-
-def mark_all(job: Job, rank: int) -> None:
-    """Find the duplicates among all units. One task."""
+def compare(job: Job, rank: int) -> None:
+    """Find the duplicates among all units, and index the evaluation sets."""
     mark_duplicates(job, all_units(job))
-
-
-def index_benchmarks(job: Job, rank: int) -> None:
-    """Build the index of the evaluation sets, for the tasks of the next stage. One task."""
     benchmark_index(job)
 
 
-def tokenise_share(job: Job, rank: int) -> None:
+def tokenise(job: Job, rank: int) -> None:
     """Write the shards of a task's units."""
     for unit in units_of(job, rank):
         tokenise_unit(job, unit)
 
 
 def publish_all(job: Job, rank: int) -> None:
-    """Join what the tasks left, unless that was done just before a stop. One task."""
-    if (job.folder / MANIFEST).exists():
-        return
-    units = all_units(job)
-    results = [tokenise_unit(job, unit) for unit in units]  # they are there, and only read
-    duplicates = mark_duplicates(job, units) if job.config.duplicates != "keep" else None
-    publish(job, units, results, duplicates)
+    """Join what the tasks left, unless that was done just before a stop."""
+    if not (job.folder / MANIFEST).exists():
+        units = all_units(job)
+        results = [tokenise_unit(job, unit) for unit in units]  # they are there, and only read
+        publish(job, units, results, mark_duplicates(job, units))
 
 
 def _units_path(job: Job, rank: int) -> Path:
@@ -301,21 +271,17 @@ def units_of(job: Job, rank: int) -> list[Unit]:
 
 
 def all_units(job: Job) -> list[Unit]:
-    """The units of all tasks in order, their counts running through all parts of a
-    source, as if one task had read it.
-    """
+    """The units of all tasks in order, counted as if one task had read each source."""
     units: list[Unit] = []
-    before: dict[str, Unit] = {}  # the last unit of the parts before, by source
+    last: dict[str, Unit] = {}  # of each source so far
     for rank in range(len(shares(job))):
-        own = []
+        before = dict(last)
         for unit in units_of(job, rank):
-            if unit.source in before:
-                last = before[unit.source]
-                skipped = dict(Counter(last.skipped) + Counter(unit.skipped))
-                unit = replace(unit, read=last.read + unit.read, skipped=skipped)
-            own.append(unit)
-        before |= {unit.source: unit for unit in own}
-        units += own
+            if end := before.get(unit.source):
+                skipped = dict(Counter(end.skipped) + Counter(unit.skipped))
+                unit = replace(unit, read=end.read + unit.read, skipped=skipped)
+            units.append(unit)
+            last[unit.source] = unit
     return units
 
 
@@ -323,9 +289,7 @@ def all_units(job: Job) -> list[Unit]:
 
 
 def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
-    """Take the folder as `run.claim` does, and deal the files to the tasks where that
-    has not been done.
-    """
+    """Take the folder as `run.claim` does, and deal the files to the tasks once."""
     if tasks is not None and tasks < 1:
         raise ConfigError(f"tasks = {tasks}: must be at least 1")
     job = claim(run)
@@ -391,7 +355,5 @@ def shares(job: Job) -> list[Share]:
 
 
 def _logs(job: Job, stage: str) -> str:
-    """Where datatrove keeps a stage's logs, scripts and marks: absolute, since it
-    remembers folders by their names.
-    """
+    """Where datatrove keeps a stage's logs, scripts and marks: an absolute path."""
     return str((job.folder / LOGS / stage).resolve())

@@ -59,12 +59,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class BenchmarkIndex:
-    """The n-grams of evaluation sets by their hashes; two different n-grams share one
-    about once in 2**64 pairs.
+    """The n-grams of evaluation sets by their hashes, sorted, each once.
 
-    `hashes` are sorted, each once. Bit b % 64 of members[b // 64, g] says whether n-gram
-    g is in benchmark b. Memory per million different n-grams: 8 MB, 8 MB more per 64
-    benchmarks, and a filter of 2 to 4 MB, made at the first use.
+    Bit b % 64 of members[b // 64, g] says whether n-gram g is in benchmark b. Two
+    different n-grams share a hash about once in 2**64 pairs. Memory per million of
+    them: 8 MB, 8 MB more per 64 benchmarks, and a filter of 2 to 4 MB at the first use.
     """
 
     hashes: UInt64[np.ndarray, " G"]
@@ -119,12 +118,8 @@ class BenchmarkIndex:
         edges = [0, *apart.tolist(), len(at)] if len(at) else []
         for left, right in itertools.pairwise(edges):
             own = positions[left:right]
-            hit = Hit(
-                begin=int(begins[left]),
-                end=int(ends[right - 1]),
-                benchmarks=self._names(own),
-                ngrams=tuple(own.tolist()),
-            )
+            begin, end = int(begins[left]), int(ends[right - 1])
+            hit = Hit(begin, end, self._names(own), tuple(own.tolist()))
             result[owners[left]].append(hit)
         return result
 
@@ -138,8 +133,9 @@ class BenchmarkIndex:
         )
 
     def _probable(self, hashes: UInt64[np.ndarray, " N"]) -> Int64[np.ndarray, " probable"]:
-        """Where `hashes` holds all that are in the index and few others: a search costs
-        much more than a look at the filter.
+        """Where `hashes` holds all that are in the index and few others.
+
+        A search costs much more than a look at the filter.
         """
         byte, bit = self._places(hashes)
         return np.flatnonzero(self._filter.take(byte) >> bit & np.uint8(1))
@@ -150,9 +146,7 @@ class BenchmarkIndex:
 
     @cached_property
     def _filter(self) -> UInt8[np.ndarray, " bytes"]:
-        """One bit for every value of a hash's leading bits, set where the index has
-        such a hash.
-        """
+        """A bit for every value of a hash's leading bits: whether there is one."""
         byte, bit = self._places(self.hashes)
         flags = np.zeros(1 << (61 - int(self._shift)), dtype=np.uint8)
         np.bitwise_or.at(flags, byte, np.uint8(1) << bit)
@@ -182,8 +176,7 @@ class BenchmarkIndex:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The index that `save` wrote, mapped into memory: processes that each load it
-        share one copy.
+        """The index that `save` wrote, mapped into memory: processes share one copy.
 
         Raises DataError for a file that is missing, damaged or of another kind.
         """
@@ -320,9 +313,7 @@ def clean(
         pieces = [text]
         if hits:
             normal = unicodedata.normalize("NFC", text)
-            pieces = []
-            if policy == "cut":
-                pieces = _cut(normal, hits, window)
+            pieces = _cut(normal, hits, window) if policy == "cut" else []
             if len(pieces) > max_pieces:
                 pieces = []
             pieces = [piece for piece in pieces if len(piece) >= min_piece]
@@ -345,9 +336,7 @@ def _cut(text: str, hits: list[Hit], window: int) -> list[str]:
 
 
 def _outside_words(text: str, place: int, step: int) -> int:
-    """The first place from `place` on, in steps of 1 or -1, that lies inside the text's
-    ends and not inside a word.
-    """
+    """The first place from `place` on, in steps of 1 or -1, outside all words."""
     place = min(max(place, 0), len(text))
     while 0 < place < len(text) and _in_word(text[place - 1]) and _in_word(text[place]):
         place += step

@@ -116,24 +116,22 @@ class _Keys:
         self.starts = np.cumsum([0, *(self._open(path).shape[1] for path in paths)])
 
     def _open(self, path: Path) -> UInt64[np.ndarray, "columns n"]:
+        remedy = "write them again with write_keys and the same LSH"
         try:
             keys = np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # for a damaged header NumPy raises whatever its parser meets
-            raise DataError(
-                f"keys = {str(path)!r}: cannot be read ({error}); write them again with write_keys"
-            ) from None
+            raise DataError(f"keys = {str(path)!r}: cannot be read ({error}); {remedy}") from None
         if keys.dtype != np.uint64 or keys.ndim != 2 or keys.shape[0] != self.columns:
             raise DataError(
                 f"keys = {str(path)!r}: {keys.dtype} {list(keys.shape)}, must be uint64"
-                f" [{self.columns}, documents]; write them again with write_keys and the same LSH"
+                f" [{self.columns}, documents]; {remedy}"
             )
         return keys
 
     def __getitem__(self, column: int) -> UInt64[np.ndarray, " n"]:
         """One column, copied file by file, so that each file is closed."""
-        parts = [np.empty(0, dtype=np.uint64)]
-        parts += [np.array(self._open(path)[column]) for path in self.paths]
-        return np.concatenate(parts)
+        parts = [np.array(self._open(path)[column]) for path in self.paths]
+        return np.concatenate([np.empty(0, dtype=np.uint64), *parts])
 
     def locate(self, documents: Int64[np.ndarray, " m"]) -> list[Location]:
         """Where documents are that are numbered through all units."""
@@ -149,14 +147,14 @@ def find_duplicates(
     *,
     sources: Sequence[str],
 ) -> Duplicates:
-    """Find the duplicates among all units, whose keys `write_keys` wrote to `paths` with
-    this same `lsh`.
+    """Find the duplicates among all units, whose keys `write_keys` wrote to `paths`.
 
     Of every cluster stays the first document, in the order of units and rows, or the
-    longest text (of equally long ones the first). `sources` names the source of each
-    unit, for the report. Texts without words are compared exactly only. One column of
-    all units is held at a time, with its order, beside the clusters so far: about 40 MB
-    per million documents, 75 MB where most of them are duplicates.
+    longest text (of equally long ones the first). `lsh` is that of the keys; `sources`
+    names the source of each unit, for the report. Texts without words are compared
+    exactly only. One column of all units is held at a time, with its order, beside the
+    clusters so far: about 40 MB per million documents, 75 MB where most of them are
+    duplicates.
 
     Raises:
         ConfigError: an unknown `keep`, or not one source per unit.
@@ -211,10 +209,7 @@ def _link_copies(label: Int64[np.ndarray, " n"], keys: _Keys) -> None:
 def _neighbours(
     key: UInt64[np.ndarray, " n"],
 ) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
-    """Pairs of documents with the same key, each with the next of its group.
-
-    They are as many as it takes to link the group.
-    """
+    """Pairs of documents with the same key, each with the next of its group."""
     order, heads = groups(key)
     follows = np.ones(len(order), dtype=bool)
     follows[heads] = False
@@ -228,9 +223,9 @@ def link(
     """Join the clusters of left[k] and right[k] for all k.
 
     `label`, changed in place, holds the first document of each one's cluster. In every
-    round each cluster that has a neighbour with a smaller label hooks its first document
-    onto one of them; then all pointers are followed to their ends. Labels only get
-    smaller, so no circle can arise, and chains shorten at least by a constant factor.
+    round each cluster that has a neighbour with a smaller label hooks its first
+    document onto one of them; then all pointers are followed to their ends. Labels only
+    get smaller, so no circle can arise, and chains shorten by a constant factor.
     """
     while True:
         a, b = label[left], label[right]

@@ -49,7 +49,7 @@ class LSH:
         return self.bands * self.rows
 
     def probability(self, jaccard: ArrayLike) -> Float[np.ndarray, "..."]:
-        """That two texts of this similarity s become candidates: 1 - (1 - s^rows)^bands."""
+        """The chance to become candidates, by similarity: 1 - (1 - s^rows)^bands."""
         return _s_curve(np.asarray(jaccard, dtype=np.float64), self.bands, self.rows)
 
     @classmethod
@@ -59,8 +59,7 @@ class LSH:
         """The bands and rows whose S-curve comes closest to a step at `similarity`.
 
         They have at most `permutations` in all. Closest means the smallest area of
-        candidates below plus misses above. Raises ConfigError for a similarity outside
-        (0, 1) or no permutations.
+        candidates below plus misses above. Raises ConfigError for what cannot be.
         """
         if not 0 < similarity < 1:
             raise ConfigError(
@@ -200,7 +199,7 @@ def candidate_pairs(keys: UInt64[np.ndarray, "bands n"]) -> Int64[np.ndarray, "m
 def groups(
     key: UInt64[np.ndarray, " n"],
 ) -> tuple[Int64[np.ndarray, " members"], Int64[np.ndarray, " groups"]]:
-    """The texts that share their key with another, group after group; where each begins."""
+    """The texts that share a key, group after group; where each group begins."""
     order = np.argsort(key)
     ordered = key[order]
     like_the_one_before = np.zeros(len(key), dtype=bool)

@@ -1,4 +1,4 @@
-"""The last stage: what the units left becomes one folder with a report and a manifest."""
+"""The last stage: what the units left becomes a folder with a report and a manifest."""
 
 import shutil
 from collections import defaultdict
@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.reading import how_sources_are_read
 from slm2_minimal.data.shards import COUNTS, FORMAT, MANIFEST, Shard, write_shard
-from slm2_minimal.files import sha256, write_arrays, write_json
+from slm2_minimal.files import read_json, sha256, write_arrays, write_json
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination
 from slm2_minimal.prepare.duplicates import DuplicatesReport
 from slm2_minimal.prepare.units import FILTERED, Unit
@@ -132,9 +132,7 @@ class PrepareReport:
 def publish(
     job: Job, units: list[Unit], results: list[UnitResult], duplicates: DuplicatesReport | None
 ) -> PrepareReport:
-    """Merge what the units left, write report and manifest, and remove the stages' own
-    files; return the report.
-    """
+    """Merge what the units left, write report and manifest, remove the work."""
     pairs = list(zip(units, results, strict=True))
     by_source = {
         name: [(unit, result) for unit, result in pairs if unit.source == name]
@@ -168,6 +166,11 @@ def publish(
     write_json(job.folder / MANIFEST, manifest)
     shutil.rmtree(job.work)
     return report
+
+
+def read_report(job: Job) -> PrepareReport:
+    """The report of a folder that is prepared already."""
+    return PrepareReport.from_dict(read_json(job.folder / REPORT))
 
 
 def _contamination_of(results: UnitResults) -> Contamination:

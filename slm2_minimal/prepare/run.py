@@ -26,7 +26,7 @@ from slm2_minimal.data.reading import how_sources_are_read
 from slm2_minimal.data.shards import MANIFEST
 from slm2_minimal.files import read_json, write_array, write_json
 from slm2_minimal.prepare.duplicates import DuplicatesReport, Location, find_duplicates
-from slm2_minimal.prepare.publish import REPORT, PrepareReport, publish, summary
+from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
 from slm2_minimal.prepare.units import Unit, read_unit
 from slm2_minimal.prepare.work import (
     Job,
@@ -59,7 +59,7 @@ def prepare(run: RunConfig) -> PrepareReport:
     """
     job = claim(run)
     if is_prepared(job):
-        return PrepareReport.from_dict(read_json(job.folder / REPORT))
+        return read_report(job)
     with _alone(job.folder), unwritable_is_said(job):
         report = _prepare(job)
     for line in summary(report):
@@ -78,7 +78,7 @@ def is_prepared(job: Job) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lock the folder against other calls of `prepare`, and sweep up behind a killed one.
+    """Lock the folder against other calls, and sweep up behind a killed one.
 
     Its processes may need a moment to end.
     """
@@ -117,10 +117,9 @@ def _prepare(job: Job) -> PrepareReport:
     workers = job.config.workers
     read = in_parallel("read", partial(ingest_source, job), list(job.data.sources), workers)
     units = [unit for units in read for unit in units]
-    duplicates = None
     if job.config.duplicates != "keep":
         in_parallel("keys", partial(key_unit, job), units, workers)
-        duplicates = mark_duplicates(job, units)
+    duplicates = mark_duplicates(job, units)
     index = benchmark_index(job)
     if index:
         short = sum(benchmark.too_short for benchmark in index.benchmarks)
@@ -132,8 +131,13 @@ def _prepare(job: Job) -> PrepareReport:
     return publish(job, units, results, duplicates)
 
 
-def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport:
-    """Leave one bool array per unit that says which of its documents are to be removed."""
+def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
+    """Write a bool array for each unit: which of its documents are to be removed.
+
+    Nothing is done, and None returned, where duplicates may stay.
+    """
+    if job.config.duplicates == "keep":
+        return None
     path = job.work / "duplicates.json"
     marks = [job.path("removed", unit) for unit in units]
     if not (path.exists() and all(mark.exists() for mark in marks)):
@@ -201,7 +205,7 @@ def claim(run: RunConfig) -> Job:
 
 
 def _settings(job: Job) -> dict[str, Any]:
-    """What decides the content of the folder, as JSON has it: tuples are lists there."""
+    """What decides the content of the folder, as JSON has it."""
     inputs = {name: _inputs(job, source.path) for name, source in job.data.sources.items()}
     for name, path in job.config.benchmarks.items():
         inputs[f"benchmark {name}"] = _inputs(job, path)
@@ -237,9 +241,7 @@ def _compare(job: Job, before: dict[str, Any], settings: dict[str, Any]) -> None
 
 
 def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
-    """Name and size of every local file, so that a change between two calls is noticed;
-    None for the corpus and the Hub.
-    """
+    """Name and size of every local file, so that a change is noticed."""
     path = Path(source or "").expanduser()
     if source is None or not path.exists():
         return None

@@ -132,7 +132,7 @@ def _name(stem: str, number: int) -> str:
 
 
 def complete_units(folder: Path, stem: str) -> list[Unit]:
-    """The units of a source or a part that are whole, in order, up to the first that is not."""
+    """The units that are whole, in order, up to the first that is not."""
     units: list[Unit] = []
     while (path := folder / f"{_name(stem, len(units))}.json").exists():
         units.append(Unit(**read_json(path)["unit"]))

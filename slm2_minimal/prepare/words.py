@@ -38,10 +38,9 @@ WITHOUT_SPACES = (
 
 @dataclass(frozen=True)
 class Words:
-    """The words of a batch of texts, end to end: [starts[i], starts[i + 1]) are text i's.
+    """The words of some texts, end to end: text i has [starts[i], starts[i + 1]).
 
-    `begins` and `ends` are the first character of each word and the one after its last,
-    counted in the NFC form of its own text.
+    A word is characters [begins, ends) of the NFC form of its own text.
     """
 
     hashes: UInt64[np.ndarray, " W"]
@@ -51,7 +50,7 @@ class Words:
 
 
 def words_of(texts: Sequence[str]) -> Words:
-    """All words of `texts`: the hash of each one's folded characters, and where it is.
+    """All words of `texts`, each as a hash of its folded characters, and where it is.
 
     Two different words share a hash about once in 2**64 pairs. Memory is 24 bytes per
     word, 60 while it is made.
@@ -74,7 +73,7 @@ def ngrams(
 ) -> tuple[
     UInt64[np.ndarray, " G"], Int64[np.ndarray, " documents_plus_1"], Int64[np.ndarray, " G"]
 ]:
-    """The n-grams of each text: their hashes, where each text's start, their first words.
+    """The n-grams of each text: hashes, where a text's begin, the first word of each.
 
     A text of fewer than `n` words has none; with `whole_short` it has one, made of all
     its words, unless it has no word at all.
@@ -85,8 +84,8 @@ def ngrams(
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     first = np.arange(starts[-1]) + np.repeat(words.starts[:-1] - starts[:-1], counts)
 
-    # A chain from every word on. It begins with 1, not 0: a shorter chain must not equal
-    # a longer one that begins with zeros.
+    # A chain from every word on. It begins with 1, not 0: a shorter chain must not
+    # equal a longer one that begins with zeros.
     ahead = np.concatenate([words.hashes, np.zeros(n - 1, dtype=np.uint64)])
     chained = np.ones(len(words.hashes), dtype=np.uint64)
     for i in range(n):
@@ -133,7 +132,7 @@ def _blocks(text: str) -> Iterator[tuple[int, str]]:
 def _words_of_block(
     text: str, offset: int
 ) -> tuple[UInt64[np.ndarray, " W"], Int64[np.ndarray, " W"], Int64[np.ndarray, " W"]]:
-    """Hashes, begins and ends of the words of a piece, `offset` characters into the batch.
+    """Hashes, begins and ends of the words of a piece that stands at `offset`.
 
     The word of characters c[s] to c[e - 1] has the hash sum(value(c[i]) BASE^(i - s))
     mod 2**64, mixed: the difference of two prefix sums, divided by BASE^s.
@@ -162,7 +161,7 @@ def _words_of_block(
 
 @functools.cache
 def _characters() -> tuple[UInt8[np.ndarray, " points"], UInt64[np.ndarray, " points"]]:
-    """The kind of every code point, and the random-looking value of what it folds to."""
+    """Of every code point its kind, and a random-looking value of what it folds to."""
     categories = map(unicodedata.category, map(chr, range(sys.maxunicode + 1)))
     kinds = np.fromiter((category[0] in "LMN" for category in categories), dtype=np.uint8)
     folded = np.arange(len(kinds), dtype=np.uint64)

@@ -30,21 +30,13 @@ from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 
-WORK = "work"
 STARTS = "/starts"  # ends the names of the arrays that say where held-out documents start
 COUNTED_AT_ONCE = 1 << 19  # ids
-SUFFIXES = {  # what each stage leaves of a unit, by the name of its folder
-    "keys": "npy",
-    "removed": "npy",
-    "counts": "safetensors",
-    "held_out": "safetensors",
-    "tokenised": "json",
-}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every process needs to know. Its paths are paths: nothing is made by asking."""
+    """What every process needs to know."""
 
     data: DataConfig
     config: PrepareConfig
@@ -58,7 +50,7 @@ class Job:
     @property
     def work(self) -> Path:
         """What the stages leave to the ones after them; removed in the end."""
-        return self.folder / WORK
+        return self.folder / "work"
 
     @property
     def text(self) -> Path:
@@ -66,12 +58,12 @@ class Job:
         return self.work / "text"
 
     def path(self, stage: str, unit: Unit) -> Path:
-        """What a stage leaves of a unit."""
-        return self.work / stage / f"{unit.name}.{SUFFIXES[stage]}"
+        """What a stage leaves of a unit, in whatever format."""
+        return self.work / stage / unit.name
 
     @functools.cached_property
     def lsh(self) -> LSH | None:
-        """Bands and rows for the configured similarity; None unless near duplicates go."""
+        """Bands and rows for the configured similarity, where near duplicates go."""
         if self.config.duplicates != "near":
             return None
         return LSH.for_similarity(
@@ -129,10 +121,7 @@ def key_unit(job: Job, unit: Unit) -> None:
 
 
 def benchmark_index(job: Job) -> BenchmarkIndex | None:
-    """The index of the evaluation sets, built and stored at the first call.
-
-    None where there are no such sets.
-    """
+    """The index of the evaluation sets, if any, built and stored at the first call."""
     if not job.config.benchmarks:
         return None
     path = job.work / "benchmarks.index"
@@ -192,7 +181,7 @@ def _unique(job: Job, unit: Unit) -> Iterator[Document]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What stays of some documents, as ids; a document that was cut is several texts."""
+    """What stays of some documents, as ids; one that was cut is several texts."""
 
     texts: TokenStream
     languages: Shaped[np.ndarray, " texts"]
@@ -234,9 +223,7 @@ def _write_texts(
     languages: Shaped[np.ndarray, " texts"],
     held_out: Bool[np.ndarray, " texts"],
 ) -> Shard:
-    """The shard of the texts that are not held out, the counts of its ids, and the
-    held-out texts.
-    """
+    """Write the held-out texts, the shard of the others, and the counts of its ids."""
     full = np.diff(texts.starts, append=len(texts.tokens)) > 1  # an end of text teaches nothing
     trained = texts.only(full & ~held_out)
     shard = write_shard(job.folder, unit.name, trained)
@@ -264,10 +251,7 @@ def _by_language(
 
 
 def _counts(tokens: Int[np.ndarray, " N"], vocab_size: int) -> Int[np.ndarray, " V"]:
-    """How often each id occurs.
-
-    Not counted all at once: NumPy makes eight bytes of every id for it.
-    """
+    """How often each id occurs. NumPy makes eight bytes of every id to count it."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for begin in range(0, len(tokens), COUNTED_AT_ONCE):
         counts += np.bincount(tokens[begin : begin + COUNTED_AT_ONCE], minlength=vocab_size)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def in_parallel(
     stage: str, work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> list[Result]:
-    """`work(item)` for all items, in so many processes (0: one per core), in their order.
+    """`work(item)` for all items, in so many processes (0: one per core).
 
     Raises what the first failing call raised, or RuntimeError where a process was
     killed. Calls that are under way are ended: what they leave is whole or absent.

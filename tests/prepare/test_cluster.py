@@ -102,7 +102,7 @@ def test_little_is_said_and_complete_tasks_are_marked(
 ) -> None:
     run_local(cluster("out"), 3)
     assert capfd.readouterr() == ("", "")
-    stages = ["read     | 3 of 3", "duplicates | 1 of 1", "tokenise | 3 of 3", "publish  | 1 of 1"]
+    stages = ["read     | 3 of 3", "compare  | 1 of 1", "tokenise | 3 of 3", "publish  | 1 of 1"]
     assert [line for line in said if line in stages] == stages
     assert any(line.startswith("source ") for line in said)
     marks = Path("out/logs/tokenise/completions").iterdir()

@@ -37,7 +37,7 @@ def test_scripts_without_a_cluster(
     logger.add(heard.append)  # what datatrove would log
     run_slurm(cluster("out", **{"prepare.workers": 0}), 3, options, dry_run=True)
     assert heard == []
-    tasks = {"read": 3, "duplicates": 1, "tokenise": 3, "publish": 1}
+    tasks = {"read": 3, "compare": 1, "tokenise": 3, "publish": 1}
     for stage, number in tasks.items():
         folder = tmp_path / "out" / "logs" / stage
         expected = {
@@ -137,8 +137,8 @@ def test_stages_are_submitted_in_a_chain(
     assert [line.rpartition(" | ")[2] for line in said] == [
         f"job {number}" for number in range(101, 105)
     ]
-    # Read and duplicates have been done since then, and of the shards all but one task's.
-    for stage, done in (("read", range(3)), ("duplicates", [0]), ("tokenise", [0, 2])):
+    # Since then all tasks but one of `tokenise` have been done.
+    for stage, done in (("read", range(3)), ("compare", [0]), ("tokenise", [0, 2])):
         (Path("out/logs") / stage / "completions").mkdir()
         for rank in done:
             (Path("out/logs") / stage / "completions" / f"{rank:05d}").touch()
