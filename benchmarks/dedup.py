@@ -59,9 +59,8 @@ def documents(count: int) -> list[str]:
     drawn = rng.choice(words, size=(count, WORDS), p=weights / weights.sum())
     for original in range(0, count - 5, 10):
         shared = rng.uniform(0.5, 1.0)
-        new = round(
-            (WORDS - 4) * (1 - shared) / (1 + shared)
-        )  # as many shingles are new in each of the two
+        # As many shingles are new in each of the two.
+        new = round((WORDS - 4) * (1 - shared) / (1 + shared))
         drawn[original + 5, : WORDS - new] = drawn[original, : WORDS - new]
     return [" ".join(text) for text in drawn]
 
@@ -89,9 +88,8 @@ def similar_pairs(texts: list[str]) -> Pairs:
 
 def ours(texts: list[str]) -> Pairs:
     """The package's way."""
-    return set(
-        map(tuple, candidate_pairs(band_keys(signatures(texts, LSH_16_8), LSH_16_8)).tolist())
-    )
+    keys = band_keys(signatures(texts, LSH_16_8), LSH_16_8)
+    return set(map(tuple, candidate_pairs(keys).tolist()))
 
 
 def datasketch_pairs(texts: list[str]) -> Pairs:
@@ -175,11 +173,11 @@ def measure(
             side(texts)
             if counted:
                 seconds[name].append((time.perf_counter() - clock, time.process_time() - processor))
-    medians = {
-        name: [statistics.median(column) for column in zip(*times, strict=True)]
-        for name, times in seconds.items()
-    }
-    return {name: (clock, processor) for name, (clock, processor) in medians.items()}
+    medians = {}
+    for name, times in seconds.items():
+        clock, processor = (statistics.median(column) for column in zip(*times, strict=True))
+        medians[name] = (clock, processor)
+    return medians
 
 
 def write_made_up_keys(folder: Path, million: int, share: float) -> None:
@@ -201,10 +199,9 @@ def cluster(folder: Path) -> None:
     document the resident size rose.
     """
     paths = sorted(folder.glob("*.npy"))
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # the peak so far, that of the imports, is forgotten
-    before, start = resident_peak(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, of the imports
+    before = resident_peak()
+    start = time.perf_counter()
     report = find_duplicates(paths, LSH_16_8, "longest", sources=["web"] * len(paths)).report
     seconds = time.perf_counter() - start
     print(
@@ -218,12 +215,50 @@ def resident_peak() -> int:
     """The highest resident size of this process since the last reset, in bytes
     (Linux).
     """
-    line = next(
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def compare(texts: list[str], rounds: int) -> None:
+    """Print times of all sides, and the share of similar pairs that each finds."""
+    similar = similar_pairs(texts)
+    size = sum(map(len, texts)) / len(texts)
+    print(
+        f"{len(texts):,} texts of {size:,.0f} bytes, {len(similar):,} pairs of similarity"
+        f" {SIMILAR} and more; {rounds} rounds"
     )
-    return int(line.split()[1]) * 1024
+    finders = {"slm2_minimal": ours, "rensa": rensa_pairs, "datasketch": datasketch_pairs}
+    parts = {
+        "rensa, flags, no pairs": rensa_flags,
+        "our shingles alone": our_shingles,
+        "our shingles, rensa sketch": rensa_on_our_shingles,
+        "our shingles, our sketch": lambda texts: signatures(texts, LSH_16_8),
+    }
+    seconds = measure({**finders, **parts}, texts, rounds)
+    print(
+        f"{'':<28}{'seconds':>8} {'CPU s':>6} {'documents/CPU s':>16} {'pairs':>7} {'recall':>7}"
+        f" {'precision':>10}"
+    )
+    for name, (clock, processor) in seconds.items():
+        line = f"{name:<28}{clock:>8.3f} {processor:>6.3f} {len(texts) / processor:>16,.0f}"
+        if name in finders:
+            found = finders[name](texts)
+            right = len(found & similar)
+            line += f" {len(found):>7,} {right / len(similar):>7.3f} {right / len(found):>10.3f}"
+        print(line)
+
+
+def measure_memory(million: int, share: float) -> None:
+    """Print what clustering takes, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_made_up_keys(Path(folder), million, share)
+        command = [sys.executable, __file__, "--cluster", folder]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    seconds, memory, removed = map(float, told.split())
+    print(
+        f"clustering {million} million documents, {removed:.0%} of them removed:"
+        f" {seconds:.1f} s, {memory:.1f} MB per million documents"
+    )
 
 
 def main() -> None:
@@ -239,48 +274,9 @@ def main() -> None:
     if options.cluster:
         cluster(options.cluster)
         return
-    texts = documents(options.documents)
-    alike = similar_pairs(texts)
-    size = sum(map(len, texts)) / len(texts)
-    print(
-        f"{len(texts):,} texts of {size:,.0f} bytes, {len(alike):,} pairs of similarity {SIMILAR}"
-        f" and more; {options.rounds} rounds"
-    )
-    finders = {"slm2_minimal": ours, "rensa": rensa_pairs, "datasketch": datasketch_pairs}
-    parts = {
-        "rensa, flags, no pairs": rensa_flags,
-        "our shingles alone": our_shingles,
-        "our shingles, rensa sketch": rensa_on_our_shingles,
-    }
-    parts["our shingles, our sketch"] = lambda texts: signatures(texts, LSH_16_8)
-    seconds = measure({**finders, **parts}, texts, options.rounds)
-    print(
-        f"{'':<28}{'seconds':>8} {'CPU s':>6} {'documents/CPU s':>16} {'pairs':>7} {'recall':>7}"
-        f" {'precision':>10}"
-    )
-    for name, (clock, processor) in seconds.items():
-        found = finders[name](texts) if name in finders else set()
-        quality = (
-            f"{len(found):>7,} {len(found & alike) / len(alike):>7.3f}"
-            f" {len(found & alike) / len(found):>10.3f}"
-            if found
-            else ""
-        )
-        print(
-            f"{name:<28}{clock:>8.3f} {processor:>6.3f} {len(texts) / processor:>16,.0f} {quality}"
-        )
+    compare(documents(options.documents), options.rounds)
     for share in (0.1, 1.0):
-        with tempfile.TemporaryDirectory() as folder:
-            write_made_up_keys(Path(folder), options.million, share)
-            command = [sys.executable, __file__, "--cluster", folder]
-            taken, memory, removed = map(
-                float,
-                subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(),
-            )
-        print(
-            f"clustering {options.million} million documents, {removed:.0%} of them removed:"
-            f" {taken:.1f} s, {memory:.1f} MB per million documents"
-        )
+        measure_memory(options.million, share)
 
 
 if __name__ == "__main__":

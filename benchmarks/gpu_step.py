@@ -127,7 +127,7 @@ class Bench:
         if compiled:
             compile_each(model.model.layers, self.device)
         planned = memory(run, 1, "single", checkpointing).total
-        backward = lambda: accumulate_gradients(model, [data], self.device, BF16)  # noqa: E731
+        backward = lambda: accumulate_gradients(model, [data], dtype=BF16)  # noqa: E731
         return Side(
             f"slm2_minimal{', compiled' * compiled}, checkpointing {checkpointing}",
             rows,

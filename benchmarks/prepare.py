@@ -15,10 +15,12 @@ stage. One thread per process.
 
 import argparse
 import json
+import logging
 import os
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,9 +31,10 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.prepare import run as module
 from slm2_minimal.prepare.minhash import batches
+from slm2_minimal.prepare.run import claim, prepare
 from slm2_minimal.prepare.work import cached_tokenizer, ingest_source, tokenise_unit
+from slm2_minimal.prepare.workers import in_parallel
 from slm2_minimal.text.corpus import load_corpus
 
 # A list of ids, as most programs ask for; an array; the stage's own call.
@@ -60,11 +63,9 @@ def encode_slice(slice_: slice, call: str) -> tuple[float, float]:
         for batch in batches(texts):
             tokenizer.encode_documents(batch)
     else:
-        options = (
-            {"allowed_special": set(), "disallowed_special": ()}
-            if call == "encode_to_numpy"
-            else {}
-        )
+        options = {}
+        if call == "encode_to_numpy":
+            options = {"allowed_special": set(), "disallowed_special": ()}
         encode = getattr(tokenizer.encoding, call)  # type: ignore[attr-defined]
         for text in texts:
             encode(text, **options)
@@ -75,31 +76,20 @@ def floor(processes: int, call: str) -> float:
     """Seconds of tiktoken alone, from the first process's first call to the last one's
     last.
     """
+    slices = [slice(i, None, processes) for i in range(processes)]
     with ProcessPoolExecutor(processes) as pool:
-        spans = list(
-            pool.map(
-                encode_slice,
-                [slice(i, None, processes) for i in range(processes)],
-                [call] * processes,
-            )
-        )
+        spans = list(pool.map(encode_slice, slices, [call] * processes))
     return max(end for _, end in spans) - min(begin for begin, _ in spans)
 
 
 def stage(run: RunConfig, workers: int) -> float:
     """Seconds of the tokenise-and-write stage over the units that are there."""
-    run = run_with(run, workers)
-    job = module.claim(run)
+    job = claim(run)
     units = ingest_source(job, "web")
-    shutil.rmtree(job.folder / "work" / "tokenised", ignore_errors=True)
+    shutil.rmtree(job.work / "tokenised", ignore_errors=True)
     begin = time.perf_counter()
-    module.in_parallel(job, "tokenise", tokenise_unit, units, lambda line: None)
+    in_parallel("tokenise", partial(tokenise_unit, job), units, workers)
     return time.perf_counter() - begin
-
-
-def run_with(run: RunConfig, workers: int) -> RunConfig:
-    """The same preparation with another number of workers."""
-    return RunConfig(model=run.model, data=run.data, prepare=run.prepare.replace(workers=workers))
 
 
 def main() -> None:
@@ -116,10 +106,14 @@ def main() -> None:
         generate(folder / "web.jsonl", options.megabytes)
         size = sum(len(text.encode()) for text in TEXTS) / 1e6
         base = {
-            "data.tokenizer": "arcade100k", "data.sources": {"web": {"path": str(folder / "web.jsonl")}}, "data.validation_percent": 0,
-            "data.prepared": str(folder / "stage"), "prepare.duplicates": "keep", "prepare.shard_megabytes": 13,
-        }  # fmt: skip
-        run = RunConfig.load("tiny", base)
+            "data.tokenizer": "arcade100k",
+            "data.sources": {"web": {"path": str(folder / "web.jsonl")}},
+            "data.validation_percent": 0,
+            "prepare.shard_megabytes": 13,
+            "prepare.workers": 2,
+        }
+        own = {"data.prepared": str(folder / "stage"), "prepare.duplicates": "keep"}
+        run = RunConfig.load("tiny", base | own)
         runs: dict[tuple[str, int], Callable[[], float]] = {}
         for processes in (1, 2):
             runs |= {(call, processes): partial(floor, processes, call) for call in CALLS}
@@ -133,30 +127,17 @@ def main() -> None:
             " (fastest), and what ours is of it"
         )
         for name, processes in names:
-            rates = [
-                size / statistics.median(seconds[name, processes]),
-                size / min(seconds[name, processes]),
-            ]
-            ours = [
-                size / statistics.median(seconds[OURS, processes]),
-                size / min(seconds[OURS, processes]),
-            ]
+            theirs, ours = seconds[name, processes], seconds[OURS, processes]
+            median, fastest = statistics.median(theirs), min(theirs)
             print(
-                f"{name:>18}, {processes} processes {rates[0]:6.2f} ({rates[1]:.2f})   "
-                f"{ours[0] / rates[0]:6.1%} ({ours[1] / rates[1]:.1%})",
+                f"{name:>18}, {processes} processes {size / median:6.2f} ({size / fastest:.2f})   "
+                f"{median / statistics.median(ours):6.1%} ({fastest / min(ours):.1%})",
                 flush=True,
             )
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         begin = time.perf_counter()
-        whole = RunConfig.load(
-            "tiny",
-            base
-            | {
-                "data.prepared": str(folder / "whole"),
-                "prepare.duplicates": "near",
-                "prepare.workers": 2,
-            },
-        )
-        module.prepare(whole, print)
+        prepare(RunConfig.load("tiny", base | {"data.prepared": str(folder / "whole")}))
         print(f"the whole preparation, 2 workers: {size / (time.perf_counter() - begin):.2f} MB/s")
 
 

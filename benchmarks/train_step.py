@@ -26,11 +26,11 @@ import torch
 
 from slm2_minimal.config import ModelConfig, OptimizerConfig
 from slm2_minimal.data.loader import Batch
-from slm2_minimal.distributed.device import autocast, matmul_rate, pick_device, synchronize
+from slm2_minimal.distributed.device import autocast, matmul_flops, pick_device, synchronize
 from slm2_minimal.model.flops import flops_per_token
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
-from slm2_minimal.train.step import accumulate_gradients
+from slm2_minimal.train.optimizer import build_optimizer
+from slm2_minimal.train.step import take_step
 
 CONFIG = ModelConfig(
     vocab_size=8192,
@@ -65,15 +65,11 @@ def ours(device: torch.device, dtype: torch.dtype, compiled: bool) -> Callable[[
     if compiled:
         compile_blocks(model)
     optimizer = build_optimizer(model, OptimizerConfig())
-    set_rate(optimizer, LR)
     data = batch(device)
 
     def step() -> float:
-        loss = accumulate_gradients(model, [data], device, dtype)
-        clip_gradients(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
+        loss, _ = take_step(model, optimizer, [data], lr=LR, clip_norm=1.0, dtype=dtype)
+        return loss
 
     return step
 
@@ -139,7 +135,7 @@ def measure(
             synchronize(device)
             seconds[name].append(time.perf_counter() - start)
 
-    peak_flops = matmul_rate(device, dtype, 2048)
+    peak_flops = matmul_flops(device, dtype, 2048)
     tokens = BATCH_SIZE * SEQ_LEN
     results = {"peak": {"gflops": peak_flops / 1e9}}
     for name, times in seconds.items():

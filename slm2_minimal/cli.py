@@ -6,7 +6,7 @@ once.
 """
 
 import argparse
-import functools
+import logging
 import os
 import sys
 import textwrap
@@ -26,6 +26,7 @@ GPU = "whose memory has to do, a name as in slm2 plan (default: this machine's)"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    log_to_terminal()
     parser = _parser()
     try:
         options, rest = parser.parse_known_args(arguments)
@@ -44,6 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"slm2: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+class _Terminal(logging.Handler):
+    """Lines to standard output, warnings to standard error.
+
+    Unlike logging's own handlers it lets through what `print` raises: a closed pipe
+    ends the command.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(f"slm2: warning: {self.format(record)}", file=sys.stderr, flush=True)
+        else:
+            print(self.format(record), flush=True)
+
+
+def log_to_terminal() -> None:
+    """Show what the package logs, from INFO on; once, however often it is called."""
+    logger = logging.getLogger("slm2_minimal")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
+        logger.addHandler(_Terminal())
 
 
 # What can be typed
@@ -213,8 +236,6 @@ def _add_export(commands: Any) -> None:
 
 # What is called
 
-_say = functools.partial(print, flush=True)  # at once, also into a file or a pipe
-
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     for name in ("tasks", "partition", "time", "sbatch", "dry_run"):
@@ -229,16 +250,16 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     if options.executor == "own":
         from slm2_minimal.prepare.run import prepare
 
-        prepare(config, _say)
+        prepare(config)
     elif options.executor == "local":
         from slm2_minimal.prepare.cluster import run_local
 
-        run_local(config, options.tasks, _say)
+        run_local(config, options.tasks)
     else:
         from slm2_minimal.prepare.cluster import run_slurm
 
         chosen, dry_run = _slurm_options(options), bool(options.dry_run)
-        run_slurm(config, options.tasks, chosen, dry_run=dry_run, say=_say)
+        run_slurm(config, options.tasks, chosen, dry_run=dry_run)
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
@@ -246,9 +267,10 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if options.check:
         from slm2_minimal.launch.check import check
 
+        launched = options.gpus is not None or "RANK" in os.environ
         here = int(os.environ.get("WORLD_SIZE", 1))
         gpus = here if options.gpus is None else options.gpus
-        print("\n".join(check(config, gpus, options.gpu)))
+        print("\n".join(check(config, gpus, options.gpu, launched=launched)))
         return
     for name in ("gpus", "gpu"):
         if getattr(options, name) is not None:
@@ -261,7 +283,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.train.trainer import Trainer
 
     with World.joined(config.train.device) as world:
-        Trainer(config, world).run()
+        Trainer.from_config(config, world).run()
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:
@@ -295,7 +317,6 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
         options.out,
         _slurm_options(options),
         dry_run=options.dry_run,
-        say=_say,
     )
 
 
@@ -336,7 +357,7 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.launch.doctor import report
 
     for line in report():
-        _say(line)
+        print(line, flush=True)  # each when it is measured
 
 
 def _slurm_options(options: argparse.Namespace) -> dict[str, str]:

@@ -97,7 +97,7 @@ def slm2(capfd: pytest.CaptureFixture[str]) -> Run:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The TOML file of a run that has been made."""
     path = write_config(tmp_path_factory.mktemp("cli"))
-    Trainer(RunConfig.load(path)).run()
+    Trainer.from_config(RunConfig.load(path)).run()
     return path
 
 
@@ -531,7 +531,7 @@ def test_generate_with_what_cannot_be(
 
 
 def test_generate_from_a_damaged_run(slm2: Run, tmp_path: Path) -> None:
-    Trainer(RunConfig.load(write_config(tmp_path))).run()
+    Trainer.from_config(RunConfig.load(write_config(tmp_path))).run()
     (weights,) = (tmp_path / "run" / "step-00000002").glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
     says(slm2("generate", tmp_path / "run"), 2, f"{weights.name} is missing or altered")

@@ -66,13 +66,13 @@ def train_toy(
     changes = {
         key.replace("__", "."): value for key, value in overrides.items()
     }
-    trainer = Trainer(
+    trainer = Trainer.from_config(
         RunConfig.load("tiny", TOY | {"train.steps": steps} | changes)
     )
     rates, losses, norms, validation = [], [], [], {}
     started = time.perf_counter()
     for step in range(1, steps + 1):
-        values = trainer.train_step()
+        values = trainer.step()
         rates.append(float(f"{values['rate']:.4g}"))
         losses.append(round(values["loss"], 4))
         norms.append(round(values["grad_norm"], 4))

@@ -15,7 +15,7 @@ from pathlib import Path
 from common import train_toy
 from slm2_minimal.config import ScheduleConfig
 from slm2_minimal.teach import save_record
-from slm2_minimal.train.schedule import average_rate, with_average_rate
+from slm2_minimal.train.schedule import average_lr, with_average_lr
 
 OUT = Path(__file__).parents[1] / "recorded" / "schedules.json"
 KINDS = ("hybrid", "cosine", "inverse_sqrt", "wsd")
@@ -33,7 +33,7 @@ def shapes(steps: int, peak: float = 3e-3) -> dict[str, ScheduleConfig]:
     hybrid = ScheduleConfig(
         kind="hybrid", decay_steps=round(1.08 * steps), **common
     )
-    target = average_rate(hybrid, steps)
+    target = average_lr(hybrid, steps)
     others = {
         "cosine": ScheduleConfig(kind="cosine", decay_steps=steps, **common),
         "inverse_sqrt": ScheduleConfig(kind="inverse_sqrt", **common),
@@ -45,7 +45,7 @@ def shapes(steps: int, peak: float = 3e-3) -> dict[str, ScheduleConfig]:
         ),
     }
     return {"hybrid": hybrid} | {
-        name: with_average_rate(config, steps, target)
+        name: with_average_lr(config, steps, target)
         for name, config in others.items()
     }
 

@@ -105,7 +105,9 @@ def main() -> None:
         folder = (
             Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch) / "run"
         )
-        Trainer(RunConfig.load("tiny", {"train.output_dir": str(folder)})).run()
+        Trainer.from_config(
+            RunConfig.load("tiny", {"train.output_dir": str(folder)})
+        ).run()
         results = condense(folder)
     seconds = time.perf_counter() - started
     save_record(

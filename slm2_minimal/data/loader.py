@@ -51,7 +51,7 @@ class Batch:
         """How many positions have a label."""
         return int((self.labels != IGNORE).sum())
 
-    @property
+    @functools.cached_property
     def attention_ids(self) -> Int[Tensor, "B T"] | None:
         """`document_ids`, or None where no row needs a mask: attention is faster."""
         one_document_a_row = (self.document_ids[:, 0] == self.document_ids[:, -1]).all()
@@ -64,7 +64,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        moved = Batch(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        # Asked here, on the host: a GPU would have to be waited for.
+        needs_mask = self.attention_ids is not None
+        moved.__dict__["attention_ids"] = moved.document_ids if needs_mask else None
+        return moved
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return self.input_ids, self.labels, self.position_ids, self.document_ids

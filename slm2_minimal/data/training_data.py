@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from slm2_minimal.config import ConfigError, DataConfig, DataError, RunConfig
+from slm2_minimal.config import ConfigError, DataConfig, DataError
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.mixture import temperature_shares
 from slm2_minimal.data.packing import Stream, TokenStream
 from slm2_minimal.data.reading import read_source
 from slm2_minimal.data.shards import TokenisedSources, open_prepared
 from slm2_minimal.text.documents import Document, is_validation
-from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
+from slm2_minimal.text.tokenizer import Tokenizer
 
 TokenCounts = Int[np.ndarray, " V"]
 
@@ -33,17 +33,6 @@ class TrainingData:
     loader: Loader
     held_out: dict[str, TokenStream]
     token_counts: dict[str, TokenCounts]
-
-
-def fitting_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer. Raises ConfigError where it has more ids than the model."""
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size = {config.model.vocab_size}: the tokenizer {config.data.tokenizer!r}"
-            f" has {tokenizer.vocab_size} ids; use at least as many"
-        )
-    return tokenizer
 
 
 def open_training_data(config: DataConfig, tokenizer: Tokenizer) -> TrainingData:

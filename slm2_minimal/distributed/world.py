@@ -5,6 +5,7 @@ LOCAL_WORLD_SIZE). Without it there is one process and nothing of torch.distribu
 started. Training's own collectives are in parallel.py.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,7 +71,12 @@ class World:
             timeout=FIRST_TIMEOUT,
         )
         group = dist.new_group(backend="gloo", timeout=FIRST_TIMEOUT)
+        logger = logging.getLogger("slm2_minimal")
+        level = logger.level
+        if rank > 0:
+            logger.setLevel(logging.ERROR)  # the first speaks for all
         yield cls(chosen, rank, size, local_size, group)
+        logger.setLevel(level)
         # Not after an error: it may wait for ranks that wait for this one.
         dist.destroy_process_group()
 

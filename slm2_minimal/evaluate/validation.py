@@ -40,7 +40,7 @@ class ValidationSet:
     def build(
         cls, held_out: Stream, counts: Int[np.ndarray, " V"], seq_len: int, batch_size: int
     ) -> "ValidationSet":
-        """`held_out` must have tokens; `counts` are those of the ids in the training text."""
+        """`held_out` has tokens; `counts` are those of the ids in the training text."""
         unscored = cls(held_out, seq_len, batch_size, unigram_loss=0.0)
         labels = torch.cat([batch.labels.flatten() for batch in unscored.batches()])
         log_probs = unigram(counts)[labels[labels != IGNORE]]
@@ -80,7 +80,7 @@ def validation_sets(
 
 
 def unigram(counts: Int[np.ndarray, " V"]) -> Float[Tensor, " V"]:
-    """Log-probability of each id by its count in the training text, one added to each."""
+    """Log-probability of each id by its count in the training text, plus one."""
     smoothed = torch.from_numpy(counts).double() + 1
     return (smoothed / smoothed.sum()).log()
 
@@ -103,7 +103,7 @@ def validation_losses(
     """
     losses = {}
     for name, validation_set in sets.items():
-        total, count = 0.0, 0
+        total, count = 0.0, 0.0
         for batch in validation_set.batches(rank, size):
             count += batch.valid_tokens
             batch = batch.to(device)
@@ -112,7 +112,7 @@ def validation_losses(
                 log_probs = model(
                     batch.input_ids, batch.position_ids, batch.attention_ids, head=head
                 )
-            total -= log_probs.sum().item()
+            total -= log_probs.sum(dtype=torch.float64).item()
         if world is not None:
             total, count = world.sum(total, count)
         losses[name] = total / max(count, 1)

@@ -20,7 +20,7 @@ from slm2_minimal.train import resume, rules
 def check(
     config: RunConfig, gpus: int, gpu: str | None = None, *, launched: bool = True
 ) -> list[str]:
-    """Hold a run on `gpus` processes against everything that can be known before it starts.
+    """Hold a run on `gpus` processes against all that can be known before it starts.
 
     Args:
         gpu: a name of `planner.GPUS`. Left out, the memory is that of this machine's
@@ -28,8 +28,8 @@ def check(
         launched: whether torchrun would start the processes.
 
     Returns:
-        What was found, line by line. Text that is not prepared is read and tokenised for
-        that, as training would.
+        What was found, line by line. For that, text that is not prepared is read and
+        tokenised as training would.
 
     Raises:
         ConfigError, DataError, CheckpointError: for the first thing that cannot be.
@@ -123,7 +123,7 @@ def _memory(config: RunConfig, gpus: int, gpu: str | None, strategy: str) -> str
 
 
 def _output(config: RunConfig, fingerprint: str) -> str:
-    """Where the run begins, and that a checkpoint it goes on from is whole and its own."""
+    """Where the run begins; a checkpoint it goes on from is whole and its own."""
     run_dir = Path(config.train.output_dir)
     start = resume.find_start(config, fingerprint, World(torch.device("cpu")))
     if start is not None:

@@ -1,31 +1,36 @@
-"""`slm2 prepare --executor local|slurm`: the stages of `prepare` on datatrove's
-executors, on one machine or on many (extra `cluster`).
+"""`slm2 prepare --executor local|slurm`: the same stages, each shared by tasks on one
+machine or on many, with datatrove (extra `cluster`).
 
 The files of all sources, in their order, are dealt to the tasks in runs of about equal
 size. So the order of tasks, and within a task of documents, is the order of `prepare`,
 and the same document of every cluster of duplicates stays. What comes out is
-`prepare`'s, document for document; only the borders between shards lie elsewhere. The
-steps are in `cluster_steps`.
+`prepare`'s, document for document; only the borders between shards lie elsewhere.
+
+On SLURM, datatrove's executor runs the tasks. On one machine they run in our own
+processes: its pool waits for ever for a process that was killed. Both leave its marks
+of the tasks that are complete.
 """
 
-import functools
+import json
+import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from slm2_minimal.config import ConfigError, DataError, MissingExtraError, RunConfig
 
 try:
-    from datatrove.executor import slurm
-    from datatrove.executor.local import LocalPipelineExecutor
-    from datatrove.utils.logging import logger, setup_default_logger
+    import dill
+    from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+    from datatrove.pipeline.base import PipelineStep
 except ImportError:
     raise MissingExtraError(
         "datatrove", "cluster", "prepare with --executor local or slurm"
@@ -33,50 +38,53 @@ except ImportError:
 
 from slm2_minimal.data.shards import MANIFEST
 from slm2_minimal.files import read_json, write_json
-from slm2_minimal.prepare.cluster_steps import TASKS, Stage, dealt_files, pipelines
-from slm2_minimal.prepare.publish import REPORT, summary
-from slm2_minimal.prepare.run import claim
-from slm2_minimal.prepare.work import WORK, Job
-from slm2_minimal.prepare.workers import Say, in_parallel
+from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
+from slm2_minimal.prepare.run import claim, is_prepared, mark_duplicates, unwritable_is_said
+from slm2_minimal.prepare.units import Part, Unit, ingest
+from slm2_minimal.prepare.work import Job, benchmark_index, in_folder, key_unit, tokenise_unit
+from slm2_minimal.prepare.workers import in_parallel
 from slm2_minimal.text.documents import text_files
 
+TASKS = "tasks.json"
 LOGS = "logs"
 MAX_ARRAY = 1000  # elements of one SLURM job array: its own default limit is 1001
 
+SourceFile = tuple[str, str | None, int | None]  # source, path, bytes
+Share = list[tuple[str, list[str | None]]]  # a task's sources, and which of their files
 
-def run_local(run: RunConfig, tasks: int | None = None, say: Say = print) -> dict[str, Any]:
+log = logging.getLogger(__name__)
+
+
+def run_local(run: RunConfig, tasks: int | None = None) -> PrepareReport:
     """Prepare on this machine, in `tasks` (one per worker where not given) that
-    `prepare.workers` processes share; return the report.
+    `prepare.workers` processes share.
 
     Raises:
         ConfigError, DataError: as `prepare`, and another number of tasks than the
         folder was begun with. RuntimeError: a process was killed. What was written
-        stays, datatrove has marked the tasks that were complete, and the same call goes
-        on from there.
+        stays, and the same call goes on from there.
     """
     job = _claim(run, tasks, run.prepare.workers or os.cpu_count() or 1)
-    if _is_done(job, say):
-        return read_json(job.folder / REPORT)
-    try:
-        for stage in pipelines(job, len(dealt_files(job))):
-            executor = LocalPipelineExecutor(
-                stage.steps, stage.tasks, logging_dir=str(_logs(job, stage))
-            )
-            ranks = executor.get_incomplete_ranks()
-            if ranks:
-                executor.save_executor_as_json()
-                in_parallel(job, stage.name, functools.partial(_run_task, executor), ranks, say)
-            else:
-                say(f"{stage.name:<8} | complete")
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "a worker process died, perhaps out of memory; run the same again, with fewer"
-            " prepare.workers"
-        ) from None
-    report: dict[str, Any] = read_json(job.folder / REPORT)
+    if is_prepared(job):
+        return read_report(job)
+    for stage, step, count in stages(job):
+        executor = LocalPipelineExecutor([step], count, logging_dir=_logs(job, stage))
+        ranks = executor.get_incomplete_ranks()
+        if not ranks:
+            log.info(f"{stage:<8} | complete")
+            continue
+        with unwritable_is_said(job):
+            in_parallel(stage, partial(_run_task, executor), ranks, job.config.workers)
+    report = read_report(job)
     for line in summary(report):
-        say(line)
+        log.info(line)
     return report
+
+
+def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
+    for step in executor.pipeline:
+        step.run(None, rank, executor.world_size)
+    executor.mark_rank_as_completed(rank)
 
 
 def run_slurm(
@@ -85,10 +93,9 @@ def run_slurm(
     options: Mapping[str, str] | None = None,
     *,
     dry_run: bool = False,
-    say: Say = print,
 ) -> None:
-    """Submit a job array per stage, each after the one before; with `dry_run`, write
-    the scripts, and one that submits them.
+    """Write a script per stage, and one that submits them, each after the one before;
+    and run that, unless `dry_run`.
 
     `tasks`: as many as there are files, at most MAX_ARRAY, where not given. `options`
     are `sbatch`'s by their long names, over the defaults of 24 hours, one core and 4 GB
@@ -110,150 +117,195 @@ def run_slurm(
             " folder without blanks"
         )
     job = _claim(run, tasks, None)
-    if _is_done(job, say):
+    if is_prepared(job):
         return
-    commands = list[str]() if dry_run else None
-    executors = _chain(job, options or {}, commands)
-    logger.remove()
-    try:
-        executors[-1].launch_job()
-    except subprocess.CalledProcessError as error:
+    executors = [_slurm_executor(job, options or {}, *stage) for stage in stages(job)]
+    scripts = [_write_script(executor) for executor in executors]
+    submit = job.folder.resolve() / LOGS / "submit.sh"
+    submit.write_text(_submission([script for script in scripts if script]))
+    states = iter([script for script in scripts if script] if dry_run else _submit(submit))
+    for executor, script in zip(executors, scripts, strict=True):
+        count = "1 task" if executor.tasks == 1 else f"{executor.tasks} tasks"
+        state = next(states) if script else "complete"
+        log.info(f"{executor.job_name:<15} | {count} | {state}")
+    if dry_run:
+        log.info(f"nothing was submitted; to do it, in this order: bash {submit}")
+
+
+def _slurm_executor(
+    job: Job, options: Mapping[str, str], stage: str, step: "Step", count: int
+) -> SlurmPipelineExecutor:
+    """The tasks of one stage as one job array."""
+    return SlurmPipelineExecutor(
+        [step],
+        count,
+        time="24:00:00",
+        partition=None,
+        mem_per_cpu_gb=4,
+        workers=job.config.workers or -1,
+        job_name=f"slm2-{stage}",
+        qos=None,
+        env_command=f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
+        sbatch_args={"chdir": os.getcwd(), "kill-on-invalid-dep": "yes", **options},
+        max_array_size=MAX_ARRAY,
+        tasks_per_job=-(-count // MAX_ARRAY),
+        logging_dir=_logs(job, stage),
+    )
+
+
+def _write_script(executor: SlurmPipelineExecutor) -> str | None:
+    """Write a stage's script, and what datatrove runs there; None if all is complete.
+
+    Its own `launch_job` has no dry run, needs a partition, and adds a job.
+    """
+    ranks = executor.get_incomplete_ranks()
+    if not ranks:
+        return None
+    folder = executor.logging_dir
+    with folder.open("executor.pik", "wb") as file:
+        dill.dump(executor, file, fmode=dill.CONTENTS_FMODE)
+    with folder.open("ranks_to_run.json", "w") as file:
+        json.dump(ranks, file)
+    arguments = executor.get_sbatch_args(-(-len(ranks) // executor.tasks_per_job))
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    command = f"srun -l -n 1 launch_pickled_pipeline {folder.resolve_paths('executor.pik')}"
+    with folder.open("launch_script.slurm", "w") as file:
+        file.write(executor.get_launch_file_contents(arguments, command))
+    return folder.resolve_paths("launch_script.slurm")
+
+
+def _submission(scripts: Sequence[str]) -> str:
+    """A script that submits the others in a chain, and prints the jobs' numbers."""
+    lines = ["#!/bin/bash", "# Each stage starts when the one before has ended well.", "set -e"]
+    after = ""
+    for number, script in enumerate(scripts):
+        options = f"--parsable --export=ALL,RUN_OFFSET=0{after}"
+        lines.append(f"job{number}=$(sbatch {options} {script})")
+        after = f" --dependency=afterok:$job{number}"
+    lines += [f"echo job $job{number}" for number in range(len(scripts))]
+    return "\n".join([*lines, ""])
+
+
+def _submit(script: Path) -> list[str]:
+    """Run the script; a line for each job, with its number."""
+    result = subprocess.run(["bash", script], stdout=subprocess.PIPE, text=True, check=False)
+    if result.returncode:
         raise RuntimeError(
-            f"sbatch ended with {error.returncode}, what it said is above; mend that and run the"
+            f"sbatch ended with {result.returncode}, what it said is above; mend that and run the"
             " same again"
-        ) from None
-    finally:
-        setup_default_logger()
-    for executor in executors:
-        state = (
-            "complete"
-            if executor.job_id == -1
-            else executor.script
-            if dry_run
-            else f"job {executor.job_id}"
         )
-        say(f"{executor.job_name:<15} | {_count(executor.tasks)} | {state}")
-    if commands is not None:
-        path = job.folder / LOGS / "submit.sh"
-        path.write_text(
-            "\n".join(
-                [
-                    "#!/bin/bash",
-                    "# Each stage starts when the one before has ended well.",
-                    "set -e",
-                    *commands,
-                    "",
-                ]
-            )
-        )
-        say(f"nothing was submitted; to do it, in this order: bash {path.resolve()}")
+    return result.stdout.splitlines()
 
 
-def _chain(job: Job, options: Mapping[str, str], commands: list[str] | None) -> list["_Slurm"]:
-    """An executor per stage, each depending on the one before."""
-    executors = list[_Slurm]()
-    for stage in pipelines(job, len(dealt_files(job))):
-        executor = _Slurm(
-            stage.steps,
-            stage.tasks,
-            time="24:00:00",
-            partition=None,
-            mem_per_cpu_gb=4,
-            workers=job.config.workers or -1,
-            job_name=f"slm2-{stage.name}",
-            qos=None,
-            env_command=f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"',
-            sbatch_args={"chdir": os.getcwd(), "kill-on-invalid-dep": "yes", **options},
-            max_array_size=MAX_ARRAY,
-            tasks_per_job=-(
-                -stage.tasks // MAX_ARRAY
-            ),  # datatrove lets a stage depend on the last array of the one before only
-            depends=executors[-1] if executors else None,
-            logging_dir=str(_logs(job, stage)),
-        )
-        executor.on_paper = commands
-        executors.append(executor)
-    return executors
+# What the tasks do
 
 
-def _run_task(executor: LocalPipelineExecutor, job: Job, rank: int) -> None:
-    """One task, its lines in files only. Not in datatrove's own pool, which waits for
-    ever for a process that was killed.
-    """
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
-        executor._run_for_rank(rank)
+class Step(PipelineStep):  # type: ignore[misc]
+    """One of the functions below as a step of datatrove's pipelines."""
+
+    type = "slm2"
+
+    def __init__(self, job: Job, work: Callable[[Job, int], object]) -> None:
+        self.name = work.__name__
+        super().__init__()
+        self.job = job
+        self.work = work
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Do one task's share. Nothing is handed on: all is in the job's folder."""
+        self.work(self.job, rank)
 
 
-class _Slurm(slurm.SlurmPipelineExecutor):  # type: ignore[misc]
-    """datatrove's executor without its job of merged statistics; the report has the
-    numbers. It can also write what it would submit.
-    """
+def stages(job: Job) -> list[tuple[str, Step, int]]:
+    """Each stage with its step and number of tasks, to be run one after another."""
+    tasks = len(shares(job))
+    return [
+        ("read", Step(job, read), tasks),
+        ("compare", Step(job, compare), 1),
+        ("tokenise", Step(job, tokenise), tasks),
+        ("publish", Step(job, publish_all), 1),
+    ]
 
-    on_paper: list[str] | None = None  # lines for a shell that submit what was not submitted
 
-    @property
-    def script(self) -> str:
-        """The path of the script that `sbatch` is given."""
-        return self.logging_dir.resolve_paths("launch_script.slurm")
+def read(job: Job, rank: int) -> None:
+    """Read and filter a task's files into units, and write the units' keys."""
+    path = _units_path(job, rank)
+    if not path.exists():
+        units = []
+        for source, paths in shares(job)[rank]:
+            how = job.data.sources[source]
+            units += ingest(job.text, source, how, job.config, Part(rank, paths))
+        write_json(in_folder(path), [asdict(unit) for unit in units])
+    if job.config.duplicates != "keep":
+        for unit in units_of(job, rank):
+            key_unit(job, unit)
 
-    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
-        """datatrove's, without the partition where none is named: clusters have a
-        default.
-        """
-        return {
-            key: value
-            for key, value in super().get_sbatch_args(max_array).items()
-            if value is not None
-        }
 
-    def launch_merge_stats(self) -> None:
-        """Nothing."""
+def compare(job: Job, rank: int) -> None:
+    """Find the duplicates among all units, and index the evaluation sets."""
+    mark_duplicates(job, all_units(job))
+    benchmark_index(job)
 
-    def launch_job(self) -> None:
-        """datatrove's; on paper, a line for a shell takes the place of the call of
-        `sbatch`, and a variable that of the job's number.
-        """
-        lines = self.on_paper
-        if lines is None:
-            super().launch_job()
-            return
 
-        def write(script: str, job_id_retriever: Any, *arguments: str) -> str:
-            lines.append(
-                f"job{len(lines)}=$(sbatch --parsable {' '.join(arguments)} {self.script})"
-            )
-            return f"$job{len(lines) - 1}"
+def tokenise(job: Job, rank: int) -> None:
+    """Write the shards of a task's units."""
+    for unit in units_of(job, rank):
+        tokenise_unit(job, unit)
 
-        submit, slurm.launch_slurm_job = slurm.launch_slurm_job, write
-        try:
-            super().launch_job()
-        finally:
-            slurm.launch_slurm_job = submit
+
+def publish_all(job: Job, rank: int) -> None:
+    """Join what the tasks left, unless that was done just before a stop."""
+    if not (job.folder / MANIFEST).exists():
+        units = all_units(job)
+        results = [tokenise_unit(job, unit) for unit in units]  # they are there, and only read
+        publish(job, units, results, mark_duplicates(job, units))
+
+
+def _units_path(job: Job, rank: int) -> Path:
+    return job.work / "units" / f"{rank:06d}.json"
+
+
+def units_of(job: Job, rank: int) -> list[Unit]:
+    """The units that a task has read."""
+    return [Unit(**fields) for fields in read_json(_units_path(job, rank))]
+
+
+def all_units(job: Job) -> list[Unit]:
+    """The units of all tasks in order, counted as if one task had read each source."""
+    units: list[Unit] = []
+    last: dict[str, Unit] = {}  # of each source so far
+    for rank in range(len(shares(job))):
+        before = dict(last)
+        for unit in units_of(job, rank):
+            if end := before.get(unit.source):
+                skipped = dict(Counter(end.skipped) + Counter(unit.skipped))
+                unit = replace(unit, read=end.read + unit.read, skipped=skipped)
+            units.append(unit)
+            last[unit.source] = unit
+    return units
+
+
+# Files and tasks
 
 
 def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
-    """Take the folder as `prepare.claim` does, and deal the files to the tasks where
-    that has not been done.
-    """
+    """Take the folder as `run.claim` does, and deal the files to the tasks once."""
     if tasks is not None and tasks < 1:
         raise ConfigError(f"tasks = {tasks}: must be at least 1")
     job = claim(run)
-    path = job.folder / WORK / TASKS
     if (job.folder / MANIFEST).exists():
         return job
+    path = job.work / TASKS
     if not path.exists():
-        if (path.parent / "text").exists():
+        if job.text.exists():
             raise DataError(
                 f"data.prepared = {run.data.prepared!r}: was begun on one machine; go on with"
                 " --executor own, or name another folder"
             )
-        shutil.rmtree(
-            job.folder / LOGS, ignore_errors=True
-        )  # its markers speak of files that are gone
-        files = _files(job)
-        job.work()
-        write_json(path, deal(files, tasks or default or min(len(files), MAX_ARRAY)))
-    begun = len(dealt_files(job))
+        shutil.rmtree(job.folder / LOGS, ignore_errors=True)  # its marks are of files long removed
+        files = source_files(job)
+        write_json(in_folder(path), deal(files, tasks or default or min(len(files), MAX_ARRAY)))
+    begun = len(shares(job))
     if tasks is not None and tasks != begun:
         raise ConfigError(
             f"tasks = {tasks}: {run.data.prepared} was begun with {begun}; use that, or name"
@@ -262,33 +314,32 @@ def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
     return job
 
 
-def _files(job: Job) -> list[tuple[str, str | None, int | None]]:
-    """(source, path, bytes) in the order of `prepare`; bytes are None for what cannot
-    be measured or divided: the corpus and the Hub.
+def source_files(job: Job) -> list[SourceFile]:
+    """All files in the order of `prepare`.
+
+    The bytes are None for what cannot be measured or divided: the corpus and the Hub.
     """
-    found = list[tuple[str, str | None, int | None]]()
+    files: list[SourceFile] = []
     for name, source in job.data.sources.items():
         path = Path(source.path or "").expanduser()
         if source.path is None or not path.exists():
-            found.append((name, source.path, None))
+            files.append((name, source.path, None))
         else:
-            found += ((name, str(file), file.stat().st_size) for file in text_files(path))
-    return found
+            files += ((name, str(file), file.stat().st_size) for file in text_files(path))
+    return files
 
 
-def deal(
-    files: Sequence[tuple[str, str | None, int | None]], tasks: int
-) -> list[list[tuple[str, list[str | None]]]]:
-    """For every task a run of the files (source, path, bytes), as its sources with
-    their paths; some tasks may have none.
+def deal(files: Sequence[SourceFile], tasks: int) -> list[Share]:
+    """For every task a run of the files; some tasks may have none.
 
     The runs are of about equal size: a task has the files whose middles fall into its
-    share. What has no size counts as one share.
+    part of all bytes. What has no size counts as one such part.
     """
     known = sum(size or 0 for _, _, size in files)
     sizes = [max(known // tasks, 1) if size is None else size for _, _, size in files]
-    total, before = max(sum(sizes), 1), 0
-    dealt: list[list[tuple[str, list[str | None]]]] = [[] for _ in range(tasks)]
+    total = max(sum(sizes), 1)
+    before = 0
+    dealt: list[Share] = [[] for _ in range(tasks)]
     for (source, path, _), size in zip(files, sizes, strict=True):
         own = dealt[min((2 * before + size) * tasks // (2 * total), tasks - 1)]
         before += size
@@ -298,19 +349,11 @@ def deal(
     return dealt
 
 
-def _logs(job: Job, stage: Stage) -> Path:
-    """Where datatrove keeps a stage's logs, scripts and marks of complete tasks:
-    absolute, since it remembers folders by their names.
-    """
-    return (job.folder / LOGS / stage.name).resolve()
+def shares(job: Job) -> list[Share]:
+    """What `deal` gave to every task."""
+    return read_json(job.work / TASKS)
 
 
-def _count(tasks: int) -> str:
-    return f"{tasks} task{'s' * (tasks != 1)}"
-
-
-def _is_done(job: Job, say: Say) -> bool:
-    done = (job.folder / MANIFEST).exists()
-    if done:
-        say(f"{job.folder} is prepared already; remove it to prepare it again")
-    return done
+def _logs(job: Job, stage: str) -> str:
+    """Where datatrove keeps a stage's logs, scripts and marks: an absolute path."""
+    return str((job.folder / LOGS / stage).resolve())

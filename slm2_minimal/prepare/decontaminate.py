@@ -1,11 +1,10 @@
-"""Finding evaluation text in training text, and taking it out (between deduplication
-and the shards; report section 2.1).
+"""Finding evaluation text in training text, and taking it out (report section 2).
 
 A place is contaminated where `n` words in a row also stand in an evaluation set, case,
 punctuation and white space aside. An index holds the hashes of all n-grams of the
-evaluation sets; documents stream past it and are dropped whole, or lose the shared
-place. The defaults are those of GPT-3 (arXiv 2005.14165, appendix C); unlike there, an
-n-gram that many documents share is not excused.
+evaluation sets; documents are held against it batch by batch, and are dropped whole or
+lose the shared place. The defaults are those of GPT-3 (arXiv 2005.14165, appendix C);
+unlike there, an n-gram that many documents share is not excused.
 """
 
 import io
@@ -14,7 +13,7 @@ import json
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,17 +28,13 @@ from slm2_minimal.prepare.minhash import batches
 from slm2_minimal.prepare.words import ngrams, words_of
 
 NGRAM = 13  # words; shorter runs are shared by chance and in phrases that everybody uses
-# characters that go on either side of a shared place: the rest of the question, or its
-# answer, stands there
-WINDOW = 200
+WINDOW = 200  # characters cut on either side: the question's rest, or its answer, is there
 MIN_PIECE = 200  # characters; a shorter piece has lost its context
 MAX_PIECES = 10  # a document cut into more is more of a benchmark than of anything else
-EXAMPLES, EXAMPLE_CHARACTERS = (
-    5,
-    300,
-)  # shared places that a report shows for each benchmark, and how much of each
-# at least so many per n-gram: at most 1 in 16 of the n-grams that are not in the index
-# is searched for
+EXAMPLES = 5  # shared places that a report shows for each benchmark
+EXAMPLE_CHARACTERS = 300  # and how much of each
+# Bits of the filter per n-gram, at least: at most 1 in 16 of the n-grams that are not
+# in the index is searched for.
 FILTER_BITS = 16
 
 
@@ -54,36 +49,31 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Hit:
-    """A place of a text that evaluation texts share: overlapping and adjoining n-grams
-    as one.
-    """
+    """A place that evaluation texts share: n-grams that overlap or adjoin, as one."""
 
     begin: int  # characters [begin, end) of the text's NFC form
     end: int
     benchmarks: tuple[str, ...]  # all that hold an n-gram of it, in the order of the index
-    ngrams: tuple[int, ...]  # its n-grams, as places in the index
+    ngrams: tuple[int, ...]  # its n-grams, as positions in the index
 
 
 @dataclass(frozen=True)
 class BenchmarkIndex:
-    """The n-grams of evaluation sets by their hashes; two different n-grams share one
-    about once in 2**64 pairs.
+    """The n-grams of evaluation sets by their hashes, sorted, each once.
 
-    Memory per million different n-grams: 8 MB, 8 MB more per 64 benchmarks, and a
-    filter of 2 to 4 MB, made at the first use.
+    Bit b % 64 of members[b // 64, g] says whether n-gram g is in benchmark b. Two
+    different n-grams share a hash about once in 2**64 pairs. Memory per million of
+    them: 8 MB, 8 MB more per 64 benchmarks, and a filter of 2 to 4 MB at the first use.
     """
 
-    hashes: UInt64[np.ndarray, " G"]  # sorted, each once
-    members: UInt64[
-        np.ndarray, "W G"
-    ]  # bit b % 64 of members[b // 64, g]: n-gram g stands in benchmark b
+    hashes: UInt64[np.ndarray, " G"]
+    members: UInt64[np.ndarray, "W G"]
     benchmarks: tuple[Benchmark, ...]
     n: int
 
     @classmethod
     def build(cls, benchmarks: Mapping[str, Iterable[str]], n: int = NGRAM) -> Self:
-        """Index the texts of every benchmark by its name; texts are read once, a batch
-        at a time.
+        """Index the texts of every benchmark by its name, read once, a batch at a time.
 
         Raises:
             DataError: `n` is no positive integer, there is no benchmark, or one has no
@@ -96,49 +86,46 @@ class BenchmarkIndex:
                 "benchmarks = {}: nothing to look for; name at least one evaluation set"
             )
         read = [_read(name, texts, n) for name, texts in benchmarks.items()]
-        hashes = np.unique(np.concatenate([found for _, found in read]))
+        hashes = np.unique(np.concatenate([own for _, own in read]))
         members = np.zeros((-(-len(read) // 64), len(hashes)), dtype=np.uint64)
-        for b, (_, found) in enumerate(read):
-            members[b // 64, np.searchsorted(hashes, found)] |= np.uint64(1 << b % 64)
+        for b, (_, own) in enumerate(read):
+            members[b // 64, np.searchsorted(hashes, own)] |= np.uint64(1 << b % 64)
         return cls(hashes, members, tuple(benchmark for benchmark, _ in read), n)
 
     def of(self, b: int) -> Bool[np.ndarray, " G"]:
-        """Which n-grams stand in benchmark number `b`."""
+        """Which n-grams are in benchmark number `b`."""
         return self.members[b // 64] & np.uint64(1 << b % 64) != 0
 
     def hits(self, texts: Sequence[str]) -> list[list[Hit]]:
-        """The contaminated places of each text, in order. No n-gram reaches from one
-        text into the next.
+        """The contaminated places of each text, in order.
 
-        Memory beside the texts is about 75 bytes per word; give long corpora in
-        batches.
+        No n-gram reaches from one text into the next. Memory beside the texts is about
+        75 bytes per word; give long corpora in batches.
         """
         words = words_of(texts)
         hashes, starts, first = ngrams(words, self.n)
         at = self._probable(hashes)
-        places = np.minimum(np.searchsorted(self.hashes, hashes[at]), len(self.hashes) - 1)
-        found = self.hashes[places] == hashes[at]
-        at, places = at[found], places[found]
+        positions = np.minimum(np.searchsorted(self.hashes, hashes[at]), len(self.hashes) - 1)
+        known = self.hashes[positions] == hashes[at]
+        at, positions = at[known], positions[known]
 
+        # N-grams of one text that overlap or adjoin are one hit.
         owners = np.searchsorted(starts, at, side="right") - 1
-        begins, ends = words.begins[first[at]], words.ends[first[at] + self.n - 1]
+        begins = words.begins[first[at]]
+        ends = words.ends[first[at] + self.n - 1]
         apart = np.flatnonzero((owners[1:] != owners[:-1]) | (begins[1:] > ends[:-1])) + 1
         result: list[list[Hit]] = [[] for _ in texts]
-        if len(at):
-            edges = [0, *apart.tolist(), len(at)]
-            for left, right in itertools.pairwise(edges):
-                names = self._names(places[left:right])
-                hit = Hit(
-                    int(begins[left]),
-                    int(ends[right - 1]),
-                    names,
-                    tuple(places[left:right].tolist()),
-                )
-                result[owners[left]].append(hit)
+        edges = [0, *apart.tolist(), len(at)] if len(at) else []
+        for left, right in itertools.pairwise(edges):
+            own = positions[left:right]
+            begin, end = int(begins[left]), int(ends[right - 1])
+            hit = Hit(begin, end, self._names(own), tuple(own.tolist()))
+            result[owners[left]].append(hit)
         return result
 
-    def _names(self, places: Int64[np.ndarray, " hits"]) -> tuple[str, ...]:
-        union = np.bitwise_or.reduce(self.members[:, places], axis=1).tolist()
+    def _names(self, positions: Int64[np.ndarray, " hits"]) -> tuple[str, ...]:
+        """The benchmarks that hold any of these n-grams."""
+        union = np.bitwise_or.reduce(self.members[:, positions], axis=1).tolist()
         return tuple(
             benchmark.name
             for b, benchmark in enumerate(self.benchmarks)
@@ -146,12 +133,12 @@ class BenchmarkIndex:
         )
 
     def _probable(self, hashes: UInt64[np.ndarray, " N"]) -> Int64[np.ndarray, " probable"]:
-        """Where `hashes` holds all that are in the index and few others: a search costs
-        much more than a look at the filter.
+        """Where `hashes` holds all that are in the index and few others.
+
+        A search costs much more than a look at the filter.
         """
-        top = hashes >> self._shift
-        bytes_, bits = (top >> np.uint64(3)).astype(np.int64), (top & np.uint64(7)).astype(np.uint8)
-        return np.flatnonzero(self._filter.take(bytes_) >> bits & np.uint8(1))
+        byte, bit = self._places(hashes)
+        return np.flatnonzero(self._filter.take(byte) >> bit & np.uint8(1))
 
     @cached_property
     def _shift(self) -> np.uint64:
@@ -159,38 +146,37 @@ class BenchmarkIndex:
 
     @cached_property
     def _filter(self) -> UInt8[np.ndarray, " bytes"]:
-        """One bit for every value of a hash's leading bits, set where the index has
-        such a hash.
-        """
-        top = self.hashes >> self._shift
+        """A bit for every value of a hash's leading bits: whether there is one."""
+        byte, bit = self._places(self.hashes)
         flags = np.zeros(1 << (61 - int(self._shift)), dtype=np.uint8)
-        np.bitwise_or.at(
-            flags,
-            (top >> np.uint64(3)).astype(np.int64),
-            np.uint8(1) << (top & np.uint64(7)).astype(np.uint8),
-        )
+        np.bitwise_or.at(flags, byte, np.uint8(1) << bit)
         return flags
 
-    def save(self, path: str | Path) -> None:
+    def _places(
+        self, hashes: UInt64[np.ndarray, " N"]
+    ) -> tuple[Int64[np.ndarray, " N"], UInt8[np.ndarray, " N"]]:
+        """The byte of the filter that each hash belongs to, and the bit in it."""
+        leading = hashes >> self._shift
+        byte = (leading >> np.uint64(3)).astype(np.int64)
+        return byte, (leading & np.uint64(7)).astype(np.uint8)
+
+    def save(self, path: Path) -> None:
         """Write the index to `path`, whole or not at all.
 
         The file is a .npy array uint64 [1 + W, G] of hashes and members, a .npy array
         of the bytes of a JSON text (n and the benchmarks), and the CRC-32 of both.
         """
-        about = json.dumps(
-            {"n": self.n, "benchmarks": [vars(benchmark) for benchmark in self.benchmarks]}
-        )
+        about = {"n": self.n, "benchmarks": [vars(benchmark) for benchmark in self.benchmarks]}
         content = io.BytesIO()
         np.save(content, np.concatenate([self.hashes[None], self.members]))
-        np.save(content, np.frombuffer(about.encode(), dtype=np.uint8))
+        np.save(content, np.frombuffer(json.dumps(about).encode(), dtype=np.uint8))
         with whole_file(path) as file:
             file.write(content.getbuffer())
             file.write(zlib.crc32(content.getbuffer()).to_bytes(4, "little"))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """The index that `save` wrote, mapped into memory: processes that each load it
-        share one copy.
+    def load(cls, path: Path) -> Self:
+        """The index that `save` wrote, mapped into memory: processes share one copy.
 
         Raises DataError for a file that is missing, damaged or of another kind.
         """
@@ -199,49 +185,43 @@ class BenchmarkIndex:
             if zlib.crc32(content[:-4].data) != int.from_bytes(content[-4:].tobytes(), "little"):
                 raise ValueError("its checksum does not fit")
             numbers = np.load(path, mmap_mode="r", allow_pickle=False)
-            with Path(path).open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(numbers.offset + numbers.nbytes)
                 about = json.loads(np.load(file, allow_pickle=False).tobytes())
-            rows = np.asarray(numbers)  # still mapped
-            return cls(
-                rows[0],
-                rows[1:],
-                tuple(Benchmark(**benchmark) for benchmark in about["benchmarks"]),
-                about["n"],
-            )
         except (OSError, EOFError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise DataError(
                 f"index = {str(path)!r}: cannot be read ({reason}); build and save it again"
             ) from None
+        benchmarks = tuple(Benchmark(**benchmark) for benchmark in about["benchmarks"])
+        rows = np.asarray(numbers)  # still mapped
+        return cls(rows[0], rows[1:], benchmarks, about["n"])
 
 
-def _read(
-    name: str, texts: Iterable[str], n: int
-) -> tuple[Benchmark, UInt64[np.ndarray, " found"]]:
+def _read(name: str, texts: Iterable[str], n: int) -> tuple[Benchmark, UInt64[np.ndarray, " own"]]:
     """One benchmark, and the hashes of its n-grams, each once."""
     if isinstance(texts, str):  # a string is an iterable of strings too, of its letters
         raise DataError(
             f"benchmarks.{name} = {texts[:20]!r}: must be texts, not one text; write [text]"
         )
-    count, too_short, found = 0, 0, [np.empty(0, dtype=np.uint64)]
+    count = 0
+    too_short = 0
+    own = [np.empty(0, dtype=np.uint64)]
     for batch in batches(texts):
         hashes, starts, _ = ngrams(words_of(batch), n)
-        found.append(np.unique(hashes))
+        own.append(np.unique(hashes))
         count += len(batch)
         too_short += int((np.diff(starts) == 0).sum())
     if not count:
         raise DataError(
             f"benchmarks.{name} = 0 texts: nothing to look for; check its path, or leave it out"
         )
-    return Benchmark(name, count, too_short), np.unique(np.concatenate(found))
+    return Benchmark(name, count, too_short), np.unique(np.concatenate(own))
 
 
 @dataclass
-class Report:
-    """What `clean` met and did. Documents are numbered from 0 in the order in which
-    they came.
-    """
+class Contamination:
+    """What `clean` met and did. Documents are numbered from 0 in their order."""
 
     documents: int = 0
     dropped: int = 0  # hit, and nothing of it stays
@@ -249,20 +229,31 @@ class Report:
     characters: int = 0  # in all texts, as they came
     removed_characters: int = 0  # in the NFC form of the hit documents
     hit_documents: Counter[str] = field(default_factory=Counter)  # by benchmark
-    ngrams: set[int] = field(default_factory=set)  # those met, as places in the index
-    examples: dict[str, list[tuple[int, str]]] = field(
-        default_factory=dict
-    )  # by benchmark: document, shared words as they stand in it
+    ngrams: set[int] = field(default_factory=set)  # those met, as positions in the index
+    # By benchmark: document, shared words as they stand in it.
+    examples: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
 
     @property
     def hit(self) -> int:
         """How many documents share anything with a benchmark."""
         return self.dropped + self.cut
 
-    def merge(self, later: "Report") -> None:
-        """Add the report of the documents that follow this one's, made with the same
-        index: as if one run had seen all of them.
-        """
+    def add(self, text: str, hits: list[Hit], pieces: list[str]) -> None:
+        """Count one contaminated document, given in NFC, and what stays of it."""
+        if pieces:
+            self.cut += 1
+        else:
+            self.dropped += 1
+        self.removed_characters += len(text) - sum(map(len, pieces))
+        self.hit_documents.update({name for hit in hits for name in hit.benchmarks})
+        for hit in hits:
+            self.ngrams.update(hit.ngrams)
+            words = text[hit.begin : hit.end][:EXAMPLE_CHARACTERS]
+            for name in hit.benchmarks:
+                self._show(name, self.documents, words)
+
+    def merge(self, later: "Contamination") -> None:
+        """Add what was met in the documents after this one's, with the same index."""
         for name, shown in later.examples.items():
             for document, words in shown:
                 self._show(name, self.documents + document, words)
@@ -271,67 +262,38 @@ class Report:
         self.hit_documents += later.hit_documents
         self.ngrams |= later.ngrams
 
-    def to_json(self, index: BenchmarkIndex) -> dict[str, Any]:
-        """As plain JSON, with the benchmarks of the `index` that the report was made
-        with, those without hits among them.
-        """
-        met = np.asarray(sorted(self.ngrams), dtype=np.int64)
-        counts = {
-            name: getattr(self, name)
-            for name in ("documents", "hit", "dropped", "cut", "characters", "removed_characters")
-        }
-        return {
-            "n": index.n,
-            **counts,
-            "benchmarks": {
-                benchmark.name: {
-                    "texts": benchmark.texts,
-                    "too_short": benchmark.too_short,
-                    "ngrams": int(index.of(b).sum()),
-                    "hit_ngrams": int(index.of(b)[met].sum()),
-                    "hit_documents": self.hit_documents[benchmark.name],
-                    "examples": [
-                        {"document": at, "words": words}
-                        for at, words in self.examples.get(benchmark.name, [])
-                    ],
-                }
-                for b, benchmark in enumerate(index.benchmarks)
-            },
-        }
-
     def _show(self, name: str, document: int, words: str) -> None:
         shown = self.examples.setdefault(name, [])
         if len(shown) < EXAMPLES:
             shown.append((document, words))
 
-    def _add_hit(self, text: str, hits: list[Hit], pieces: list[str]) -> None:
-        """Count one contaminated document, given in NFC, and what stays of it."""
-        self.cut += bool(pieces)
-        self.dropped += not pieces
-        self.removed_characters += len(text) - sum(map(len, pieces))
-        self.hit_documents.update({name for hit in hits for name in hit.benchmarks})
-        for hit in hits:
-            self.ngrams.update(hit.ngrams)
-            for name in hit.benchmarks:
-                self._show(
-                    name,
-                    self.documents,
-                    text[hit.begin : min(hit.end, hit.begin + EXAMPLE_CHARACTERS)],
-                )
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return vars(self) | {"ngrams": sorted(self.ngrams)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        result = cls(**fields)
+        result.hit_documents = Counter(fields["hit_documents"])
+        result.ngrams = set(fields["ngrams"])
+        result.examples = {
+            name: [(document, words) for document, words in shown]
+            for name, shown in fields["examples"].items()
+        }
+        return result
 
 
 def clean(
-    texts: Iterable[str],
+    texts: Sequence[str],
     index: BenchmarkIndex,
     policy: Literal["drop", "cut"],
-    report: Report,
     *,
     window: int = WINDOW,
     min_piece: int = MIN_PIECE,
     max_pieces: int = MAX_PIECES,
-) -> Iterator[list[str]]:
-    """For each text, in order, what stays of it; `report` grows along. Texts stream
-    through in batches of bounded size.
+) -> tuple[list[list[str]], Contamination]:
+    """What stays of each text, and what was met. Give long corpora in batches.
 
     A text without hits stays as it is: `[text]`. With the policy "drop", nothing stays
     of one with hits. With "cut", its NFC form loses every hit with `window` characters
@@ -345,39 +307,36 @@ def clean(
         raise ConfigError(f"policy = {policy!r}: must be 'drop' or 'cut'")
     if window < 0:
         raise ConfigError(f"window = {window}: must be 0 or more characters; {WINDOW} is usual")
+    cleaned: list[list[str]] = []
+    met = Contamination()
+    for text, hits in zip(texts, index.hits(texts), strict=True):
+        pieces = [text]
+        if hits:
+            normal = unicodedata.normalize("NFC", text)
+            pieces = _cut(normal, hits, window) if policy == "cut" else []
+            if len(pieces) > max_pieces:
+                pieces = []
+            pieces = [piece for piece in pieces if len(piece) >= min_piece]
+            met.add(normal, hits, pieces)
+        met.documents += 1
+        met.characters += len(text)
+        cleaned.append(pieces)
+    return cleaned, met
 
-    def stream() -> Iterator[list[str]]:
-        for batch in batches(texts):
-            for text, hits in zip(batch, index.hits(batch), strict=True):
-                pieces = [text]
-                if hits:
-                    normal = unicodedata.normalize("NFC", text)
-                    pieces = (
-                        _cut(normal, hits, window, min_piece, max_pieces) if policy == "cut" else []
-                    )
-                    report._add_hit(normal, hits, pieces)
-                report.documents += 1
-                report.characters += len(text)
-                yield pieces
 
-    return stream()
-
-
-def _cut(text: str, hits: list[Hit], window: int, min_piece: int, max_pieces: int) -> list[str]:
-    pieces, begin = [], 0
+def _cut(text: str, hits: list[Hit], window: int) -> list[str]:
+    """What is left between the hits and their windows, empty pieces aside."""
+    pieces = []
+    begin = 0
     for hit in hits:
-        pieces.append(text[begin : _outside(text, hit.begin - window, -1)])
-        begin = _outside(text, hit.end + window, 1)
-    pieces = [piece for piece in [*pieces, text[begin:]] if piece]
-    return (
-        [piece for piece in pieces if len(piece) >= min_piece] if len(pieces) <= max_pieces else []
-    )
+        pieces.append(text[begin : _outside_words(text, hit.begin - window, -1)])
+        begin = _outside_words(text, hit.end + window, 1)
+    pieces.append(text[begin:])
+    return [piece for piece in pieces if piece]
 
 
-def _outside(text: str, place: int, step: int) -> int:
-    """The first place from `place` on, in steps of 1 or -1, that lies inside the text's
-    ends and not inside a word.
-    """
+def _outside_words(text: str, place: int, step: int) -> int:
+    """The first place from `place` on, in steps of 1 or -1, outside all words."""
     place = min(max(place, 0), len(text))
     while 0 < place < len(text) and _in_word(text[place - 1]) and _in_word(text[place]):
         place += step

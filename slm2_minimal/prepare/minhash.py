@@ -1,5 +1,5 @@
 """MinHash signatures and locality-sensitive hashing: finding similar texts without
-comparing all pairs (report section 2.1).
+comparing all pairs (report section 2).
 
 A text is the set of its shingles, runs of a few words. Under a random permutation of
 all shingles, two sets have the same smallest one with probability |A and B| / |A or B|,
@@ -7,9 +7,9 @@ their Jaccard similarity. A signature holds that minimum for many permutations; 
 bands, it makes candidates of two texts that agree in all rows of at least one band.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt32, UInt64
@@ -20,7 +20,10 @@ from slm2_minimal.prepare.words import FACTOR, mix, ngrams, words_of
 
 BATCH = 1 << 18  # characters of text whose shingles are held at a time
 BLOCK = 1 << 16  # shingles permuted at a time: they and their images fit a core's cache
+EMPTY = np.iinfo(np.uint32).max  # throughout the signature of a text without words
 NOBODY = 0  # the band key of a text without words, which is similar to none
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -46,20 +49,17 @@ class LSH:
         return self.bands * self.rows
 
     def probability(self, jaccard: ArrayLike) -> Float[np.ndarray, "..."]:
-        """That two texts of this similarity become candidates: 1 - (1 -
-        s^rows)^bands.
-        """
+        """The chance to become candidates, by similarity: 1 - (1 - s^rows)^bands."""
         return _s_curve(np.asarray(jaccard, dtype=np.float64), self.bands, self.rows)
 
     @classmethod
     def for_similarity(
         cls, similarity: float, permutations: int = 128, shingle: int = 5, seed: int = 1
     ) -> Self:
-        """The bands and rows, of at most `permutations` in all, whose S-curve comes
-        closest to a step at `similarity`.
+        """The bands and rows whose S-curve comes closest to a step at `similarity`.
 
-        Closest means the smallest area of candidates below plus misses above. Raises
-        ConfigError for a similarity outside (0, 1) or no permutations.
+        They have at most `permutations` in all. Closest means the smallest area of
+        candidates below plus misses above. Raises ConfigError for what cannot be.
         """
         if not 0 < similarity < 1:
             raise ConfigError(
@@ -68,6 +68,7 @@ class LSH:
             )
         if permutations < 1:
             raise ConfigError(f"permutations = {permutations}: must be at least 1; 128 is usual")
+
         grid = (np.arange(1000) + 0.5) / 1000
         step = grid > similarity
         shapes = [
@@ -75,9 +76,8 @@ class LSH:
             for rows in range(1, permutations + 1)
             for bands in range(1, permutations // rows + 1)
         ]
-        bands, rows = min(
-            shapes, key=lambda shape: float(np.abs(_s_curve(grid, *shape) - step).sum())
-        )
+        errors = [np.abs(_s_curve(grid, bands, rows) - step).sum() for bands, rows in shapes]
+        bands, rows = shapes[int(np.argmin(errors))]
         return cls(bands, rows, shingle, seed)
 
 
@@ -86,33 +86,32 @@ def _s_curve(jaccard: Float[np.ndarray, "..."], bands: int, rows: int) -> Float[
 
 
 def signatures(texts: Iterable[str], lsh: LSH) -> UInt32[np.ndarray, "n permutations"]:
-    """The MinHash signature of each text; of a text without words, the largest number
-    throughout.
+    """The MinHash signature of each text; of a text without words, EMPTY throughout.
 
     A permutation takes the upper half x of a shingle's hash to (a x + b) mod 2**32 with
     odd a, which is one to one. Memory beside the result is that of the shingles of
     BATCH characters, or of the longest text: about 65 bytes per word.
     """
-    columns = [_signatures_of_batch(batch, lsh) for batch in batches(texts)]
-    return (
-        np.concatenate(columns, axis=1).T
-        if columns
-        else np.empty((0, lsh.permutations), dtype=np.uint32)
-    )
+    columns = [np.empty((lsh.permutations, 0), dtype=np.uint32)]
+    columns += [_signatures_of_batch(batch, lsh) for batch in batches(texts)]
+    return np.concatenate(columns, axis=1).T
 
 
-def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Successive texts in lists of about BATCH characters; a longer text comes alone or
-    last.
+def batches(items: Iterable[Item], text: Callable[[Item], str] = str) -> Iterator[list[Item]]:
+    """Successive items in lists of about BATCH characters of their texts.
+
+    A longer text comes alone or last. Items are texts themselves, unless `text` gives
+    the text of one.
     """
-    batch: list[str] = []
+    batch: list[Item] = []
     size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text) + 1
+    for item in items:
+        batch.append(item)
+        size += len(text(item)) + 1
         if size >= BATCH:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
     if batch:
         yield batch
 
@@ -120,49 +119,51 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
 def _signatures_of_batch(texts: list[str], lsh: LSH) -> UInt32[np.ndarray, "permutations n"]:
     hashes, starts, _ = ngrams(words_of(texts), lsh.shingle, whole_short=True)
     shingles = (hashes >> np.uint64(32)).astype(np.uint32)
-    factors, shifts = _permutations(lsh)
-    result = np.full((lsh.permutations, len(texts)), np.iinfo(np.uint32).max, dtype=np.uint32)
+    factors, shifts = permutation_numbers(lsh)
+    result = np.full((lsh.permutations, len(texts)), EMPTY, dtype=np.uint32)
     filled = np.flatnonzero(np.diff(starts))
     starts = starts[filled]
+
     image = np.empty(min(BLOCK, len(shingles)), dtype=np.uint32)
     for begin in range(0, len(shingles), BLOCK):
         block = shingles[begin : begin + BLOCK]
-        # The texts with shingles in this block; the first may have begun in an earlier
-        # one.
-        first, last = (
-            np.searchsorted(starts, begin, side="right") - 1,
-            np.searchsorted(starts, begin + len(block)),
-        )
-        places, owners = np.maximum(starts[first:last] - begin, 0), filled[first:last]
+        image = image[: len(block)]
+
+        # The texts with shingles here; the first may have begun in an earlier block.
+        first = np.searchsorted(starts, begin, side="right") - 1
+        last = np.searchsorted(starts, begin + len(block))
+        owners = filled[first:last]
+        own_starts = np.maximum(starts[first:last] - begin, 0)
+
         for minima, factor, shift in zip(result, factors, shifts, strict=True):
-            image = image[: len(block)]
             np.multiply(block, factor, out=image)
             np.add(image, shift, out=image)
-            minima[owners] = np.minimum(minima[owners], np.minimum.reduceat(image, places))
+            block_minima = np.minimum.reduceat(image, own_starts)
+            minima[owners] = np.minimum(minima[owners], block_minima)
     return result
 
 
-def _permutations(
+def permutation_numbers(
     lsh: LSH,
 ) -> tuple[UInt32[np.ndarray, " permutations"], UInt32[np.ndarray, " permutations"]]:
-    """The odd factors and the shifts, from the seed alone: the same on every machine
-    and under every version of NumPy.
+    """The odd factors and the shifts of the permutations.
+
+    They come from the seed alone: the same on every machine, under every NumPy.
     """
     count = np.uint64(2 * lsh.permutations)
-    numbers = mix(
-        np.arange(1, count + 1, dtype=np.uint64) + count * np.uint64(lsh.seed)
-    ) >> np.uint64(32)
-    factors, shifts = numbers.astype(np.uint32).reshape(2, -1)
+    counter = np.arange(1, count + 1, dtype=np.uint64) + count * np.uint64(lsh.seed)
+    numbers = (mix(counter) >> np.uint64(32)).astype(np.uint32)
+    factors, shifts = numbers.reshape(2, -1)
     return factors | np.uint32(1), shifts
 
 
 def band_keys(
     signatures: UInt32[np.ndarray, "n permutations"], lsh: LSH
 ) -> UInt64[np.ndarray, "bands n"]:
-    """One number for each band of each signature, equal where all the band's rows are;
-    NOBODY for texts without words.
+    """One number for each band of each signature, equal where all the band's rows are.
 
-    Two different bands share a key about once in 2**64 pairs.
+    It is NOBODY for texts without words. Two different bands share a key about once in
+    2**64 pairs.
     """
     keys = np.ones((lsh.bands, len(signatures)), dtype=np.uint64)
     for band, key in enumerate(keys):
@@ -171,24 +172,25 @@ def band_keys(
             key += signatures[:, row]
         mix(key)
     np.maximum(keys, NOBODY + 1, out=keys)
-    keys[:, (signatures == np.iinfo(np.uint32).max).all(axis=1)] = NOBODY
+    keys[:, (signatures == EMPTY).all(axis=1)] = NOBODY
     return keys
 
 
 def candidate_pairs(keys: UInt64[np.ndarray, "bands n"]) -> Int64[np.ndarray, "m 2"]:
-    """All pairs i < j of texts that share a key in some band, each once, in order. A
-    group of g texts gives g (g - 1) / 2.
+    """All pairs i < j of texts that share a key in some band, each once, in order.
+
+    A group of g texts gives g (g - 1) / 2.
     """
     n = keys.shape[1]
     codes = [np.empty(0, dtype=np.int64)]
     for key in keys:
         order, heads = groups(key)
         sizes = np.diff(heads, append=len(order))
-        after = (
-            (heads + sizes).repeat(sizes) - np.arange(len(order)) - 1
-        )  # members of the same group still to come
-        left = np.arange(len(order)).repeat(after)
-        right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(after) - after, after)
+
+        # Each member is the left one of a pair with every later member of its group.
+        later = (heads + sizes).repeat(sizes) - np.arange(len(order)) - 1
+        left = np.arange(len(order)).repeat(later)
+        right = left + 1 + np.arange(len(left)) - np.repeat(np.cumsum(later) - later, later)
         i, j = order[left], order[right]
         codes.append(np.minimum(i, j) * n + np.maximum(i, j))
     return np.stack(np.divmod(np.unique(np.concatenate(codes)), n), axis=1)
@@ -197,15 +199,11 @@ def candidate_pairs(keys: UInt64[np.ndarray, "bands n"]) -> Int64[np.ndarray, "m
 def groups(
     key: UInt64[np.ndarray, " n"],
 ) -> tuple[Int64[np.ndarray, " members"], Int64[np.ndarray, " groups"]]:
-    """The texts that share their key with another, group after group, and where each
-    group begins among them.
-    """
+    """The texts that share a key, group after group; where each group begins."""
     order = np.argsort(key)
     ordered = key[order]
-    follows = np.zeros(
-        len(key), dtype=bool
-    )  # whether a place in the order has the key of the place before
-    follows[1:] = (ordered[1:] == ordered[:-1]) & (ordered[1:] != NOBODY)
-    member = follows.copy()
-    member[:-1] |= follows[1:]
-    return order[member], np.flatnonzero(~follows[member])
+    like_the_one_before = np.zeros(len(key), dtype=bool)
+    like_the_one_before[1:] = (ordered[1:] == ordered[:-1]) & (ordered[1:] != NOBODY)
+    member = like_the_one_before.copy()
+    member[:-1] |= like_the_one_before[1:]
+    return order[member], np.flatnonzero(~like_the_one_before[member])

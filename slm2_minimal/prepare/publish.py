@@ -1,10 +1,10 @@
-"""PLACE: say what this is."""
+"""The last stage: what the units left becomes a folder with a report and a manifest."""
 
 import shutil
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors import safe_open
@@ -12,47 +12,134 @@ from safetensors.numpy import load_file
 
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.reading import reading_settings
-from slm2_minimal.data.shards import COUNTS, FORMAT, MANIFEST, write_shard
-from slm2_minimal.files import sha256, write_arrays, write_json
-from slm2_minimal.prepare.decontaminate import Report
+from slm2_minimal.data.shards import COUNTS, FORMAT, MANIFEST, Shard, write_shard
+from slm2_minimal.files import read_json, sha256, write_arrays, write_json
+from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination
+from slm2_minimal.prepare.duplicates import DuplicatesReport
 from slm2_minimal.prepare.units import FILTERED, Unit
-from slm2_minimal.prepare.work import (
-    STARTS,
-    Job,
-    benchmark_index,
-    cached_tokenizer,
-    contamination_of,
-)
+from slm2_minimal.prepare.work import STARTS, Job, UnitResult, benchmark_index, cached_tokenizer
 
 REPORT = "report.json"
+UnitResults = list[tuple[Unit, UnitResult]]
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What became of one source's documents, in numbers of documents but the last."""
+
+    read: int
+    skipped: dict[str, int]  # by reason
+    duplicates: int
+    contaminated: dict[str, int]  # dropped, and cut
+    documents: int
+    held_out: int
+    tokens: int
+
+    @classmethod
+    def of(cls, results: UnitResults) -> Self:
+        """The report of a source's units."""
+        met = _contamination_of(results)
+        last = results[-1][0]
+        unusable = [count for reason, count in last.skipped.items() if reason not in FILTERED]
+        unique = sum(result.unique for _, result in results)
+        return cls(
+            read=last.read + sum(unusable),
+            skipped=last.skipped,
+            duplicates=sum(unit.documents for unit, _ in results) - unique,
+            contaminated={"dropped": met.dropped, "cut": met.cut},
+            documents=sum(result.documents for _, result in results),
+            held_out=sum(result.held_out for _, result in results),
+            tokens=sum(result.shard.tokens for _, result in results),
+        )
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """One evaluation set, and what of it was met."""
+
+    texts: int
+    too_short: int
+    ngrams: int
+    hit_ngrams: int
+    hit_documents: int
+    examples: list[dict[str, Any]]  # document (its number), words
+
+
+@dataclass(frozen=True)
+class ContaminationReport:
+    """What of the evaluation sets was met in all documents."""
+
+    n: int
+    documents: int
+    hit: int
+    dropped: int
+    cut: int
+    characters: int
+    removed_characters: int
+    benchmarks: dict[str, BenchmarkReport]
+
+    @classmethod
+    def of(cls, met: Contamination, index: BenchmarkIndex) -> Self:
+        """With all benchmarks of the index, those without hits among them."""
+        positions = np.asarray(sorted(met.ngrams), dtype=np.int64)
+        benchmarks = {}
+        for b, benchmark in enumerate(index.benchmarks):
+            members = index.of(b)
+            examples = met.examples.get(benchmark.name, [])
+            benchmarks[benchmark.name] = BenchmarkReport(
+                texts=benchmark.texts,
+                too_short=benchmark.too_short,
+                ngrams=int(members.sum()),
+                hit_ngrams=int(members[positions].sum()),
+                hit_documents=met.hit_documents[benchmark.name],
+                examples=[{"document": document, "words": words} for document, words in examples],
+            )
+        return cls(
+            index.n, met.documents, met.hit, met.dropped, met.cut,
+            met.characters, met.removed_characters, benchmarks,
+        )  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """From the JSON of the report."""
+        benchmarks = {name: BenchmarkReport(**row) for name, row in fields["benchmarks"].items()}
+        return cls(**fields | {"benchmarks": benchmarks})
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was read, left out and kept, per source and in all.
+
+    It has no times, so that it is the same for the same input. `duplicates` is None
+    where they may stay, `contamination` where there are no benchmarks.
+    """
+
+    sources: dict[str, SourceReport]
+    duplicates: DuplicatesReport | None
+    contamination: ContaminationReport | None
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """From the JSON of the report."""
+        duplicates, contamination = fields["duplicates"], fields["contamination"]
+        return cls(
+            {name: SourceReport(**row) for name, row in fields["sources"].items()},
+            duplicates and DuplicatesReport.from_dict(duplicates),
+            contamination and ContaminationReport.from_dict(contamination),
+        )
 
 
 def publish(
-    job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Merge what the units left, write report and manifest, and remove the stages' own
-    files; return the report.
-    """
+    job: Job, units: list[Unit], results: list[UnitResult], duplicates: DuplicatesReport | None
+) -> PrepareReport:
+    """Merge what the units left, write report and manifest, remove the work."""
+    pairs = list(zip(units, results, strict=True))
+    by_source = {
+        name: [(unit, result) for unit, result in pairs if unit.source == name]
+        for name in job.data.sources
+    }
+    _write_counts(job, units)
     tokenizer = cached_tokenizer(job.data.tokenizer)
-    counts: dict[str, np.ndarray] = {}
-    held_out: dict[str, list[Path]] = defaultdict(list)  # the files that have some of a language
-    for unit in units:
-        for language, found in load_file(job.work("counts") / f"{unit.name}.safetensors").items():
-            counts[language] = counts.get(language, 0) + found
-        path = job.work("held_out") / f"{unit.name}.safetensors"
-        with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118  it is no mapping
-                if name.endswith(STARTS):
-                    held_out[name.removesuffix(STARTS)].append(path)
-    write_arrays(job.folder / COUNTS, dict(sorted(counts.items())))
-    held = {}
-    for number, (language, paths) in enumerate(
-        sorted(held_out.items())
-    ):  # numbered: a language may have any name
-        stream = TokenStream.joined(
-            [_held_out(path, language, tokenizer.eos_token_id) for path in paths]
-        )
-        held[language] = write_shard(job.folder, f"held_out.{number:03d}", stream)
     manifest = {
         "format": FORMAT,
         "tokenizer": {
@@ -62,90 +149,95 @@ def publish(
         },
         "read": reading_settings(job.data),
         "sources": {
-            name: [d["shard"] for u, d in zip(units, done, strict=True) if u.source == name]
-            for name in job.data.sources
+            name: [asdict(result.shard) for _, result in own] for name, own in by_source.items()
         },
-        "held_out": {language: asdict(shard) for language, shard in held.items()},
+        "held_out": {
+            language: asdict(shard) for language, shard in _write_held_out(job, units).items()
+        },
         "token_counts": sha256(job.folder / COUNTS),
     }
-    report = _report(job, units, done, duplicates)
-    write_json(job.folder / REPORT, report)
+    index = benchmark_index(job)
+    report = PrepareReport(
+        {name: SourceReport.of(own) for name, own in by_source.items()},
+        duplicates,
+        ContaminationReport.of(_contamination_of(pairs), index) if index else None,
+    )
+    write_json(job.folder / REPORT, asdict(report))
     write_json(job.folder / MANIFEST, manifest)
-    shutil.rmtree(job.work())
+    shutil.rmtree(job.work)
     return report
 
 
-def _held_out(path: Path, language: str, eos: int) -> TokenStream:
-    """One language of a file that may hold many."""
-    with safe_open(path, "numpy") as file:
-        return TokenStream(file.get_tensor(language), file.get_tensor(language + STARTS), eos)
+def read_report(job: Job) -> PrepareReport:
+    """The report of a folder that is prepared already."""
+    return PrepareReport.from_dict(read_json(job.folder / REPORT))
 
 
-def _report(
-    job: Job, units: list[Unit], done: list[dict[str, Any]], duplicates: dict[str, Any] | None
-) -> dict[str, Any]:
-    """What was read, left out and kept, per source and in all; without times, so that
-    it is the same for the same input.
+def _contamination_of(results: UnitResults) -> Contamination:
+    total = Contamination()
+    for _, result in results:
+        total.merge(result.contamination)
+    return total
+
+
+def _write_counts(job: Job, units: list[Unit]) -> None:
+    """How often each id occurs in each language, over all units."""
+    total: dict[str, np.ndarray] = {}
+    for unit in units:
+        for language, counts in load_file(job.path("counts", unit)).items():
+            total[language] = total.get(language, 0) + counts
+    write_arrays(job.folder / COUNTS, dict(sorted(total.items())))
+
+
+def _write_held_out(job: Job, units: list[Unit]) -> dict[str, Shard]:
+    """A shard of held-out documents for each language.
+
+    They are numbered, since a language may have any name.
     """
-    contamination, sources = Report(), {}
-    for name in job.data.sources:
-        own = [
-            (unit, result) for unit, result in zip(units, done, strict=True) if unit.source == name
-        ]
-        found = Report()
-        for _, result in own:
-            found.merge(contamination_of(result))
-        last = own[-1][0]
-        sources[name] = {
-            "read": (
-                last.read
-                + sum(count for reason, count in last.skipped.items() if reason not in FILTERED)
-            ),
-            "skipped": last.skipped,
-            "duplicates": (
-                sum(unit.documents for unit, _ in own) - sum(result["unique"] for _, result in own)
-            ),
-            "contaminated": {"dropped": found.dropped, "cut": found.cut},
-            "documents": sum(result["documents"] for _, result in own),
-            "held_out": sum(result["held_out"] for _, result in own),
-            "tokens": sum(result["shard"]["tokens"] for _, result in own),
-        }
-    for result in done:
-        contamination.merge(contamination_of(result))
-    index = benchmark_index(job)
-    return {
-        "sources": sources,
-        "duplicates": duplicates,
-        "contamination": contamination.to_json(index) if index else None,
-    }
+    paths: dict[str, list[Path]] = defaultdict(list)  # the files that have some of a language
+    for unit in units:
+        path = job.path("held_out", unit)
+        with safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118  it is no mapping
+                if name.endswith(STARTS):
+                    paths[name.removesuffix(STARTS)].append(path)
+
+    shards = {}
+    eos = cached_tokenizer(job.data.tokenizer).eos_token_id
+    for number, language in enumerate(sorted(paths)):
+        streams = []
+        for path in paths[language]:
+            with safe_open(path, "numpy") as file:
+                tokens, starts = (file.get_tensor(language + end) for end in ("", STARTS))
+            streams.append(TokenStream(tokens, starts, eos))
+        joined = TokenStream.joined(streams)
+        shards[language] = write_shard(job.folder, f"held_out.{number:03d}", joined)
+    return shards
 
 
-def summary(report: dict[str, Any]) -> list[str]:
+def summary(report: PrepareReport) -> list[str]:
     """The report as lines for a terminal."""
     columns = ("read", "left out", "duplicates", "contaminated", "held out", "documents", "tokens")
     lines = [f"{'source':<16}" + "".join(f"{column:>14}" for column in columns)]
-    for name, row in report["sources"].items():
+    for name, row in report.sources.items():
         numbers = (
-            row["read"], sum(row["skipped"].values()), row["duplicates"], sum(row["contaminated"].values()),
-            row["held_out"], row["documents"], row["tokens"],
+            row.read, sum(row.skipped.values()), row.duplicates,
+            sum(row.contaminated.values()), row.held_out, row.documents, row.tokens,
         )  # fmt: skip
         lines.append(f"{name:<16}" + "".join(f"{number:>14,}" for number in numbers))
-    for name, row in report["sources"].items():
-        if row["skipped"]:
-            lines.append(
-                f"left out of {name}: "
-                + ", ".join(
-                    f"{count:,} {reason}" for reason, count in sorted(row["skipped"].items())
-                )
-            )
-    if report["duplicates"] and report["duplicates"]["repeated_ids"]:
+    for name, row in report.sources.items():
+        reasons = [f"{count:,} {reason}" for reason, count in sorted(row.skipped.items())]
+        if reasons:
+            lines.append(f"left out of {name}: " + ", ".join(reasons))
+    if report.duplicates and report.duplicates.repeated_ids:
         lines.append(
-            f"{report['duplicates']['repeated_ids']:,} documents have an id that an earlier one"
-            " has; they stay, but should not"
+            f"{report.duplicates.repeated_ids:,} documents have an id that an earlier one has;"
+            " they stay, but should not"
         )
-    for name, row in ((report["contamination"] or {}).get("benchmarks") or {}).items():
+    benchmarks = report.contamination.benchmarks if report.contamination else {}
+    for name, benchmark in benchmarks.items():
         lines.append(
-            f"benchmark {name}: {row['hit_documents']:,} documents share {row['hit_ngrams']:,} of"
-            f" its {row['ngrams']:,} n-grams"
+            f"benchmark {name}: {benchmark.hit_documents:,} documents share"
+            f" {benchmark.hit_ngrams:,} of its {benchmark.ngrams:,} n-grams"
         )
     return lines

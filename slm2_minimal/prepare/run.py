@@ -1,21 +1,22 @@
 """`slm2 prepare`: from raw text to shards, on one machine.
 
 Five stages, each of which leaves complete files behind: read and filter (`units`), keys
-of every unit, duplicates over all of them (`dedup`), then evaluation text out
-(`decontaminate`) and tokens in (`shards`), and the manifest last. A unit's files depend
+of every unit, duplicates over all of them (`duplicates`), then evaluation text out
+(`decontaminate`) and tokens in (`work`), and the manifest last. A unit's files depend
 on the configuration and on the text alone. So a run that was killed goes on where it
 was, and ends with the bytes of one that was not.
 """
 
 import fcntl
 import json
+import logging
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,29 +24,33 @@ from typing import Any
 from slm2_minimal.config import ConfigError, DataError, RunConfig
 from slm2_minimal.data.reading import reading_settings
 from slm2_minimal.data.shards import MANIFEST
-from slm2_minimal.files import write_array, write_json
-from slm2_minimal.prepare.duplicates import find_duplicates
-from slm2_minimal.prepare.publish import REPORT, publish, summary
+from slm2_minimal.files import read_json, write_array, write_json
+from slm2_minimal.prepare.duplicates import DuplicatesReport, Location, find_duplicates
+from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
 from slm2_minimal.prepare.units import Unit, read_unit
 from slm2_minimal.prepare.work import (
-    WORK,
     Job,
     benchmark_index,
     cached_tokenizer,
+    in_folder,
     ingest_source,
     key_unit,
     tokenise_unit,
 )
-from slm2_minimal.prepare.workers import Say, in_parallel
+from slm2_minimal.prepare.workers import in_parallel
 from slm2_minimal.text.documents import text_files
 
 SETTINGS = "settings.json"
 SECONDS_TO_WAIT = 3
 
+log = logging.getLogger(__name__)
 
-def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
+
+def prepare(run: RunConfig) -> PrepareReport:
     """Write shards, manifest and report into `data.prepared`, going on where an earlier
-    call was stopped; return the report.
+    call was stopped.
+
+    Progress and the report's summary go to the log, at level INFO.
 
     Raises:
         ConfigError, DataError: what cannot be right or cannot be read. RuntimeError: a
@@ -53,23 +58,29 @@ def prepare(run: RunConfig, say: Say = print) -> dict[str, Any]:
         on from there.
     """
     job = claim(run)
-    if (job.folder / MANIFEST).exists():
-        shutil.rmtree(
-            job.folder / WORK, ignore_errors=True
-        )  # what a stop between the last two acts left
-        say(f"{job.folder} is prepared already; remove it to prepare it again")
-        return json.loads((job.folder / REPORT).read_text(encoding="utf-8"))
-    with _alone(job.folder):
-        report = _prepare(job, say)
+    if is_prepared(job):
+        return read_report(job)
+    with _alone(job.folder), unwritable_is_said(job):
+        report = _prepare(job)
     for line in summary(report):
-        say(line)
+        log.info(line)
     return report
+
+
+def is_prepared(job: Job) -> bool:
+    """Whether there is nothing left to do; the log says so."""
+    if not (job.folder / MANIFEST).exists():
+        return False
+    shutil.rmtree(job.work, ignore_errors=True)  # left by a stop just after the manifest
+    log.info(f"{job.folder} is prepared already; remove it to prepare it again")
+    return True
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Lock the folder against other calls of `prepare`, wait a little for processes of
-    a killed one, and sweep up behind it.
+    """Lock the folder against other calls, and sweep up behind a killed one.
+
+    Its processes may need a moment to end.
     """
     with (folder / SETTINGS).open() as file:
         for attempt in range(SECONDS_TO_WAIT + 1):
@@ -88,32 +99,69 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(job: Job, say: Say) -> dict[str, Any]:
+@contextmanager
+def unwritable_is_said(job: Job) -> Iterator[None]:
+    """In one line, as DataError, when the disk is full, for example."""
     try:
-        read = in_parallel(job, "read", ingest_source, list(job.data.sources), say)
-        units = [unit for units in read for unit in units]
-        duplicates = _mark_duplicates(job, units, say)
-        index = benchmark_index(job)
-        if index:
-            short = sum(benchmark.too_short for benchmark in index.benchmarks)
-            say(
-                f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short"
-                " to look for"
-            )
-        done = in_parallel(job, "tokenise", tokenise_unit, units, say)
-        return publish(job, units, done, duplicates)
-    except BrokenPipeError:  # from `say`: nobody reads the lines any more
+        yield
+    except BrokenPipeError:  # from the log: nobody reads its lines any more
         raise
     except OSError as error:
         raise DataError(
             f"data.prepared = {str(job.folder)!r}: {error.strerror or error}; mend that (free disk"
             " space, for example) and run the same again: what is complete stays"
         ) from None
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "a worker process died, perhaps out of memory; run the same again, with fewer"
-            " prepare.workers"
-        ) from None
+
+
+def _prepare(job: Job) -> PrepareReport:
+    workers = job.config.workers
+    read = in_parallel("read", partial(ingest_source, job), list(job.data.sources), workers)
+    units = [unit for units in read for unit in units]
+    if job.config.duplicates != "keep":
+        in_parallel("keys", partial(key_unit, job), units, workers)
+    duplicates = mark_duplicates(job, units)
+    index = benchmark_index(job)
+    if index:
+        short = sum(benchmark.too_short for benchmark in index.benchmarks)
+        log.info(
+            f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short to"
+            " look for"
+        )
+    results = in_parallel("tokenise", partial(tokenise_unit, job), units, workers)
+    return publish(job, units, results, duplicates)
+
+
+def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
+    """Write a bool array for each unit: which of its documents are to be removed.
+
+    Nothing is done, and None returned, where duplicates may stay.
+    """
+    if job.config.duplicates == "keep":
+        return None
+    path = job.work / "duplicates.json"
+    marks = [job.path("removed", unit) for unit in units]
+    if not (path.exists() and all(mark.exists() for mark in marks)):
+        started = time.perf_counter()
+        keys = [job.path("keys", unit) for unit in units]
+        sources = [unit.source for unit in units]
+        found = find_duplicates(keys, job.lsh, job.config.keep, sources=sources)
+        for mark, removed in zip(marks, found.removed, strict=True):
+            write_array(in_folder(mark), removed)
+        examples = [_named(job, units, cluster) for cluster in found.largest]
+        write_json(path, asdict(replace(found.report, examples=examples)))
+        seconds = time.perf_counter() - started
+        log.info(f"duplicates | {found.report.documents:,} documents compared in {seconds:.1f} s")
+    return DuplicatesReport.from_dict(read_json(path))
+
+
+def _named(job: Job, units: list[Unit], cluster: list[Location]) -> list[dict[str, str]]:
+    """Some documents as their ids and first words."""
+    named = []
+    for number, row in cluster:
+        document = next(islice(read_unit(job.text, units[number]), row, None))
+        source = units[number].source
+        named.append({"source": source, "id": document.id, "text": document.text[:80]})
+    return named
 
 
 def claim(run: RunConfig) -> Job:
@@ -142,16 +190,7 @@ def claim(run: RunConfig) -> Job:
                 " only"
             )
     job = Job(data, run.prepare)
-    inputs = {name: _inputs(job, source.path) for name, source in data.sources.items()}
-    inputs |= {
-        f"benchmark {name}": _inputs(job, path) for name, path in run.prepare.benchmarks.items()
-    }
-    settings = {
-        "read": reading_settings(data),
-        "inputs": inputs,
-        "prepare": {key: value for key, value in asdict(run.prepare).items() if key != "workers"},
-        "tokenizer": cached_tokenizer(data.tokenizer).fingerprint,
-    }
+    settings = _settings(job)
     path = job.folder / SETTINGS
     job.folder.mkdir(parents=True, exist_ok=True)
     if not path.exists():
@@ -161,28 +200,48 @@ def claim(run: RunConfig) -> Job:
                 " name an empty or new folder"
             )
         write_json(path, settings)
-    before = json.loads(path.read_text(encoding="utf-8"))
-    missing = {
-        name for name, files in before["inputs"].items() if files is None and inputs.get(name)
-    }
-    if (
-        missing
-    ):  # no file stood there when the folder was begun, so nothing of it can have been read
-        before["inputs"] |= {name: inputs[name] for name in missing}
-        write_json(path, before)
-    for key, value in json.loads(json.dumps(settings)).items():
-        if value != before[key]:
-            raise DataError(
-                f"data.prepared = {data.prepared!r}: was begun with other {key!r}"
-                f" ({_difference(before[key], value)}); use those, or name another folder"
-            )
+    _compare(job, read_json(path), settings)
     return job
 
 
-def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
-    """Name and size of every local file, so that a change between two calls is noticed;
-    nothing for the corpus and the Hub.
+def _settings(job: Job) -> dict[str, Any]:
+    """What decides the content of the folder, as JSON has it."""
+    inputs = {name: _inputs(job, source.path) for name, source in job.data.sources.items()}
+    for name, path in job.config.benchmarks.items():
+        inputs[f"benchmark {name}"] = _inputs(job, path)
+    settings = {
+        "read": reading_settings(job.data),
+        "inputs": inputs,
+        "prepare": {key: value for key, value in asdict(job.config).items() if key != "workers"},
+        "tokenizer": cached_tokenizer(job.data.tokenizer).fingerprint,
+    }
+    return json.loads(json.dumps(settings))
+
+
+def _compare(job: Job, before: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse other settings than the folder was begun with.
+
+    A file may come late: where none stood when the folder was begun, nothing of it can
+    have been read.
     """
+    late = {
+        name: files
+        for name, files in settings["inputs"].items()
+        if files and before["inputs"].get(name, files) is None
+    }
+    if late:
+        before["inputs"] |= late
+        write_json(job.folder / SETTINGS, before)
+    for key, value in settings.items():
+        if value != before[key]:
+            raise DataError(
+                f"data.prepared = {job.data.prepared!r}: was begun with other {key!r}"
+                f" ({_difference(before[key], value)}); use those, or name another folder"
+            )
+
+
+def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
+    """Name and size of every local file, so that a change is noticed."""
     path = Path(source or "").expanduser()
     if source is None or not path.exists():
         return None
@@ -195,45 +254,9 @@ def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
 
 
 def _difference(before: Any, now: Any) -> str:
+    """The first place where two settings differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before | now:
             if before.get(key) != now.get(key):
                 return f"{key}: {_difference(before.get(key), now.get(key))}"
     return f"{before!r}, now {now!r}"[:200]
-
-
-def _mark_duplicates(job: Job, units: list[Unit], say: Say) -> dict[str, Any] | None:
-    """Keys of all units, then one bool array per unit that says what goes; the report,
-    None where duplicates may stay.
-    """
-    if job.config.duplicates == "keep":
-        return None
-    path = job.work() / "duplicates.json"
-    if not path.exists():
-        in_parallel(job, "keys", key_unit, units, say)
-        started = time.perf_counter()
-        files = [job.work("keys") / f"{unit.name}.npy" for unit in units]
-        found = find_duplicates(
-            files, job.lsh, job.config.keep, sources=[unit.source for unit in units]
-        )
-        for unit, removed in zip(units, found.removed, strict=True):
-            write_array(job.work("removed") / f"{unit.name}.npy", removed)
-        write_json(
-            path,
-            asdict(found.report)
-            | {"examples": [_named(job, units, cluster) for cluster in found.report.examples]},
-        )
-        say(
-            f"duplicates | {found.report.documents:,} documents compared in"
-            f" {time.perf_counter() - started:.1f} s"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _named(job: Job, units: list[Unit], cluster: list[tuple[int, int]]) -> list[dict[str, str]]:
-    """A cluster of the report as ids and first words."""
-    return [
-        {"source": units[unit].source, "id": document.id, "text": document.text[:80]}
-        for unit, row in cluster
-        for document in islice(read_unit(job.work("text"), units[unit]), row, row + 1)
-    ]

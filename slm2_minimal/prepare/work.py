@@ -3,17 +3,17 @@ what stays of it.
 
 Each function writes files that are whole or absent, into the job's folder, and does
 nothing where they are there already. They know of no other unit, so any number of
-processes can share the work, on one machine (`prepare`) or on many (`cluster`).
+processes can share the work, on one machine (`run`) or on many (`cluster`).
 """
 
 import functools
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -21,8 +21,8 @@ from jaxtyping import Bool, Int, Shaped
 from slm2_minimal.config import DataConfig, PrepareConfig
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import Shard, write_shard
-from slm2_minimal.files import write_arrays, write_json
-from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Report, clean
+from slm2_minimal.files import read_json, write_arrays, write_json
+from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, clean
 from slm2_minimal.prepare.duplicates import write_keys
 from slm2_minimal.prepare.minhash import LSH, batches
 from slm2_minimal.prepare.units import Unit, ingest, read_unit
@@ -30,11 +30,8 @@ from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 
-WORK, STARTS = (
-    "work",
-    "/starts",
-)  # the second ends the names of the arrays that say where held-out documents start
-TOGETHER = 1 << 19  # ids that are counted at once
+STARTS = "/starts"  # ends the names of the arrays that say where held-out documents start
+COUNTED_AT_ONCE = 1 << 19  # ids
 
 
 @dataclass(frozen=True)
@@ -50,19 +47,23 @@ class Job:
         assert self.data.prepared is not None
         return Path(self.data.prepared).expanduser()
 
-    def work(self, name: str = "") -> Path:
-        """A folder for what the stages before the last leave to the ones after them; it
-        is made, and removed in the end.
-        """
-        path = self.folder / WORK / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+    @property
+    def work(self) -> Path:
+        """What the stages leave to the ones after them; removed in the end."""
+        return self.folder / "work"
+
+    @property
+    def text(self) -> Path:
+        """Where the units are."""
+        return self.work / "text"
+
+    def path(self, stage: str, unit: Unit) -> Path:
+        """What a stage leaves of a unit, in whatever format."""
+        return self.work / stage / unit.name
 
     @functools.cached_property
     def lsh(self) -> LSH | None:
-        """Bands and rows for the configured similarity; None where only exact
-        duplicates go.
-        """
+        """Bands and rows for the configured similarity, where near duplicates go."""
         if self.config.duplicates != "near":
             return None
         return LSH.for_similarity(
@@ -70,39 +71,66 @@ class Job:
         )
 
 
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of a unit's documents."""
+
+    unique: int  # those that are no duplicates
+    documents: int  # of them, those in the shard
+    held_out: int  # and those held out
+    shard: Shard
+    contamination: Contamination
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        nested = {"shard": asdict(self.shard), "contamination": self.contamination.to_dict()}
+        return vars(self) | nested
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        shard = Shard(**fields["shard"])
+        contamination = Contamination.from_dict(fields["contamination"])
+        return cls(**fields | {"shard": shard, "contamination": contamination})
+
+
+def in_folder(path: Path) -> Path:
+    """A path to write to, after its folder was made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def ingest_source(job: Job, name: str) -> list[Unit]:
     """All units of one source."""
-    return list(ingest(job.work("text"), name, job.data.sources[name], job.config))
+    return ingest(job.text, name, job.data.sources[name], job.config)
 
 
-def key_unit(job: Job, unit: Unit) -> Unit:
-    """Write the keys of a unit's documents."""
-    path = job.work("keys") / f"{unit.name}.npy"
+def key_unit(job: Job, unit: Unit) -> None:
+    """Write the keys of a unit's documents.
+
+    Translations share an id on purpose: an id is repeated where its source has it twice
+    in one language.
+    """
+    path = job.path("keys", unit)
     if not path.exists():
-        # Translations share an id on purpose: an id is repeated where its source has it
-        # twice in one language.
-        ids = (
-            f"{unit.source} {document.language} {document.id}"
-            for document in read_unit(job.work("text"), unit)
+        documents = (
+            (f"{unit.source} {document.language} {document.id}", document.text)
+            for document in read_unit(job.text, unit)
         )
-        texts = (document.text for document in read_unit(job.work("text"), unit))
-        write_keys(path, ids, texts, job.lsh)
-    return unit
+        write_keys(in_folder(path), documents, job.lsh)
 
 
 def benchmark_index(job: Job) -> BenchmarkIndex | None:
-    """The index of the evaluation sets, built and stored at the first call; None where
-    there are none.
-    """
+    """The index of the evaluation sets, if any, built and stored at the first call."""
     if not job.config.benchmarks:
         return None
-    path = job.work() / "benchmarks.index"
+    path = job.work / "benchmarks.index"
     if not path.exists():
         texts = {
             name: (document.text for document in stream_corpus(source))
             for name, source in job.config.benchmarks.items()
         }
-        BenchmarkIndex.build(texts, job.config.ngram_words).save(path)
+        BenchmarkIndex.build(texts, job.config.ngram_words).save(in_folder(path))
     return BenchmarkIndex.load(path)
 
 
@@ -112,79 +140,80 @@ def cached_tokenizer(name: str) -> Tokenizer:
     return load_tokenizer(name)
 
 
-def tokenise_unit(job: Job, unit: Unit) -> dict[str, Any]:
-    """What `write_unit` does, for the documents of a unit that are no duplicates."""
-    return write_unit(job, unit, _unique(job, unit))
+def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
+    """Take duplicates and evaluation text out of a unit, and write its shard.
 
-
-def write_unit(job: Job, unit: Unit, documents: Iterable[Document]) -> dict[str, Any]:
-    """Take evaluation text out of a unit's `documents`, and write what stays as its
-    shard; beside it the held-out documents, and the counts of ids per language. The
-    last file says what was done. Memory at the peak is about 3 bytes per byte of the
-    unit's text (measured: Arcade100k on the embedded corpus).
+    Beside it are the held-out documents, and the counts of ids per language. The last
+    file says what was done. Memory at the peak is about 3 bytes per byte of the unit's
+    text (measured: Arcade100k on the embedded corpus).
     """
-    path = job.work("tokenised") / f"{unit.name}.json"
+    path = job.path("tokenised", unit)
     if path.exists():
-        done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return done
-    tokenizer, index = cached_tokenizer(job.data.tokenizer), benchmark_index(job)
-    contamination, numbers = Report(), {"unique": 0, "documents": 0, "held_out": 0}
-    languages, held_out = (
-        list[str](),
-        list[bool](),
-    )  # of each text that stays: its document's language, and whether that is held out
+        return UnitResult.from_dict(read_json(path))
+    index = benchmark_index(job)
+    contamination = Contamination()
+    counts = Counter(unique=0, documents=0, held_out=0)
+    batched = [_tokenise(job, [], index)]
+    for documents in batches(_unique(job, unit), attrgetter("text")):
+        batched.append(_tokenise(job, documents, index))
+        contamination.merge(batched[-1].contamination)
+        counts.update(batched[-1].counts)
 
-    def kept() -> Iterator[str]:
-        for document, pieces in _cleaned(job, documents, index, contamination):
-            numbers["unique"] += 1
-            if pieces:
-                held = is_validation(document.id, job.data.validation_percent)
-                numbers["held_out" if held else "documents"] += 1
-                languages.extend([document.language] * len(pieces))
-                held_out.extend([held] * len(pieces))
-                yield from pieces
-
-    encoded = [tokenizer.encode_documents([]), *map(tokenizer.encode_documents, batches(kept()))]
-    tokens, lengths = (np.concatenate(arrays) for arrays in zip(*encoded, strict=True))
-    del encoded
-    texts = TokenStream.from_lengths(tokens, lengths, tokenizer.eos_token_id)
-    shard = _write_texts(
-        job, unit, texts, np.array(languages, dtype=object), np.array(held_out, dtype=bool)
-    )
-    done = {
-        **numbers,
-        "shard": asdict(shard),
-        "contamination": vars(contamination) | {"ngrams": sorted(contamination.ngrams)},
-    }
-    write_json(path, done)
-    return done
+    texts = TokenStream.joined([batch.texts for batch in batched])
+    languages = np.concatenate([batch.languages for batch in batched])
+    held_out = np.concatenate([batch.held_out for batch in batched])
+    del batched
+    shard = _write_texts(job, unit, texts, languages, held_out)
+    result = UnitResult(**counts, shard=shard, contamination=contamination)
+    write_json(in_folder(path), result.to_dict())
+    return result
 
 
 def _unique(job: Job, unit: Unit) -> Iterator[Document]:
     """The documents that are no duplicates."""
-    path = job.work("removed") / f"{unit.name}.npy"
-    removed = (
-        np.load(path, allow_pickle=False)
-        if job.config.duplicates != "keep"
-        else np.zeros(unit.documents, dtype=bool)
-    )
-    for document, gone in zip(read_unit(job.work("text"), unit), removed, strict=True):
-        if not gone:
+    removed = np.zeros(unit.documents, dtype=bool)
+    if job.config.duplicates != "keep":
+        removed = np.load(job.path("removed", unit), allow_pickle=False)
+    for document, is_removed in zip(read_unit(job.text, unit), removed, strict=True):
+        if not is_removed:
             yield document
 
 
-def _cleaned(
-    job: Job, documents: Iterable[Document], index: BenchmarkIndex | None, report: Report
-) -> Iterator[tuple[Document, list[str]]]:
-    """The documents, each with the pieces that stay of its text."""
-    if index is None:
-        return ((document, [document.text]) for document in documents)
-    ours, theirs = itertools.tee(documents)
-    return zip(
-        ours,
-        clean((document.text for document in theirs), index, job.config.contaminated, report),
-        strict=True,
-    )
+@dataclass(frozen=True)
+class _Batch:
+    """What stays of some documents, as ids; one that was cut is several texts."""
+
+    texts: TokenStream
+    languages: Shaped[np.ndarray, " texts"]
+    held_out: Bool[np.ndarray, " texts"]
+    counts: dict[str, int]  # of documents, by the fields of UnitResult
+    contamination: Contamination
+
+
+def _tokenise(job: Job, documents: Sequence[Document], index: BenchmarkIndex | None) -> _Batch:
+    """Clean and tokenise as many documents as are held at a time."""
+    cleaned = [[document.text] for document in documents]
+    met = Contamination()
+    if index:
+        texts = [document.text for document in documents]
+        cleaned, met = clean(texts, index, job.config.contaminated)
+
+    tokenizer = cached_tokenizer(job.data.tokenizer)
+    pieces = list(itertools.chain.from_iterable(cleaned))
+    stream = TokenStream.from_lengths(*tokenizer.encode_documents(pieces), tokenizer.eos_token_id)
+
+    # Of each document, then of each of its pieces.
+    percent = job.data.validation_percent
+    held_out = np.array([is_validation(document.id, percent) for document in documents], bool)
+    languages = np.array([document.language for document in documents], object)
+    pieces_each = np.array([len(own) for own in cleaned], int)
+    counts = {
+        "unique": len(documents),
+        "documents": int((~held_out & (pieces_each > 0)).sum()),
+        "held_out": int((held_out & (pieces_each > 0)).sum()),
+    }
+    languages, held_out = (np.repeat(array, pieces_each) for array in (languages, held_out))
+    return _Batch(stream, languages, held_out, counts, met)
 
 
 def _write_texts(
@@ -194,49 +223,36 @@ def _write_texts(
     languages: Shaped[np.ndarray, " texts"],
     held_out: Bool[np.ndarray, " texts"],
 ) -> Shard:
-    """The shard of the texts that are not held out, the counts of its ids, and the
-    held-out texts.
-    """
-    full = (
-        np.diff(texts.starts, append=len(texts.tokens)) > 1
-    )  # an end of text alone teaches nothing
-    trained, held_out = full & ~held_out, full & held_out
-    stream = texts.only(trained)
-    shard = write_shard(job.folder, unit.name, stream)
+    """Write the held-out texts, the shard of the others, and the counts of its ids."""
+    full = np.diff(texts.starts, append=len(texts.tokens)) > 1  # an end of text teaches nothing
+    trained = texts.only(full & ~held_out)
+    shard = write_shard(job.folder, unit.name, trained)
+
     vocab_size = cached_tokenizer(job.data.tokenizer).vocab_size
     counts = {
-        name: _counts(part.tokens, vocab_size) for name, part in _parts(stream, languages[trained])
+        language: _counts(own.tokens, vocab_size)
+        for language, own in _by_language(trained, languages[full & ~held_out])
     }
-    write_arrays(job.work("counts") / f"{unit.name}.safetensors", counts)
-    held = dict(_parts(texts.only(held_out), languages[held_out]))
-    arrays = {name: part.tokens for name, part in held.items()} | {
-        name + STARTS: part.starts for name, part in held.items()
-    }
-    write_arrays(job.work("held_out") / f"{unit.name}.safetensors", arrays)
+    write_arrays(in_folder(job.path("counts", unit)), counts)
+
+    arrays = {}
+    for language, own in _by_language(texts.only(full & held_out), languages[full & held_out]):
+        arrays[language] = own.tokens
+        arrays[language + STARTS] = own.starts
+    write_arrays(in_folder(job.path("held_out", unit)), arrays)
     return shard
 
 
-def _parts(
+def _by_language(
     texts: TokenStream, languages: Shaped[np.ndarray, " texts"]
 ) -> Iterator[tuple[str, TokenStream]]:
-    """The texts of each language."""
-    return ((language, texts.only(languages == language)) for language in sorted(set(languages)))
+    for language in sorted(set(languages)):
+        yield language, texts.only(languages == language)
 
 
 def _counts(tokens: Int[np.ndarray, " N"], vocab_size: int) -> Int[np.ndarray, " V"]:
-    """How often each id occurs."""
+    """How often each id occurs. NumPy makes eight bytes of every id to count it."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for begin in range(
-        0, len(tokens), TOGETHER
-    ):  # not all at once: to count them, NumPy makes eight bytes of every id
-        counts += np.bincount(tokens[begin : begin + TOGETHER], minlength=vocab_size)
+    for begin in range(0, len(tokens), COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[begin : begin + COUNTED_AT_ONCE], minlength=vocab_size)
     return counts
-
-
-def contamination_of(done: dict[str, Any]) -> Report:
-    """The report that `tokenise_unit` left in its file."""
-    fields: dict[str, Any] = done["contamination"]
-    return Report(
-        **fields | {"hit_documents": Counter(fields["hit_documents"]), "ngrams": set(fields["ngrams"])}
-        | {"examples": {name: [(at, words) for at, words in shown] for name, shown in fields["examples"].items()}}
-    )  # fmt: skip

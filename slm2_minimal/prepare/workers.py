@@ -1,57 +1,56 @@
-"""PLACE: say what this is."""
+"""Processes that share the items of one stage, with lines of progress in the log."""
 
 import gc
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from typing import Any, TypeVar
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
-from slm2_minimal.prepare.units import Unit
-from slm2_minimal.prepare.work import Job
-
+Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-Say = Callable[[str], None]
-
 
 SECONDS_BETWEEN_LINES = 2.0
 
+log = logging.getLogger(__name__)
+
 
 def in_parallel(
-    job: Job, stage: str, work: Callable[[Job, Any], Result], items: Sequence[str | Unit], say: Say
+    stage: str, work: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> list[Result]:
-    """`work(job, item)` for all items, in processes, with a line of progress now and
-    then; the results in the items' order.
+    """`work(item)` for all items, in so many processes (0: one per core).
 
-    Raises what the first failing call raised; calls that are under way are ended, since
-    what they leave is whole or absent.
+    Raises what the first failing call raised, or RuntimeError where a process was
+    killed. Calls that are under way are ended: what they leave is whole or absent.
     """
-    workers = min(job.config.workers or os.cpu_count() or 1, len(items))
-    size, started, shown = (
-        sum(getattr(item, "size", 0) for item in items),
-        time.perf_counter(),
-        time.perf_counter(),
-    )
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    sizes = [getattr(item, "size", 0) for item in items]
+    size_done = 0
+    started = time.perf_counter()
+    shown = started
     with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
-        futures = {pool.submit(work, job, item): item for item in items}
-        finished = 0
+        futures = {pool.submit(work, item): size for item, size in zip(items, sizes, strict=True)}
         try:
             for number, future in enumerate(as_completed(futures), 1):
                 future.result()
-                finished += getattr(futures[future], "size", 0)
+                size_done += futures[future]
                 now = time.perf_counter()
                 if now - shown > SECONDS_BETWEEN_LINES or number == len(items):
-                    say(_progress(stage, number, len(items), finished, size, now - started))
+                    line = f"{stage:<8} | {number} of {len(items)}"
+                    log.info(line + _speed(size_done, sum(sizes), now - started))
                     shown = now
-        except BaseException:
-            for process in list(
-                pool._processes.values()
-            ):  # from Python 3.14 on, pool.terminate_workers()
+        except BaseException as error:
+            for process in list(pool._processes.values()):  # Python 3.14: terminate_workers()
                 process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise RuntimeError(
+                    "a worker process died, perhaps out of memory; run the same again, with fewer"
+                    " prepare.workers"
+                ) from None
             raise
     return [future.result() for future in futures]
 
@@ -59,8 +58,7 @@ def in_parallel(
 def _begin_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end with it, also where it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # the modules that were forked with it stay: looking through them for garbage costs
-    # every worker a tenth of a second
+    # Modules that were forked with it stay: a search for garbage in them takes 0.1 s.
     gc.freeze()
 
     def watch() -> None:
@@ -71,12 +69,13 @@ def _begin_worker(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _progress(stage: str, number: int, items: int, finished: int, size: int, seconds: float) -> str:
-    line = f"{stage:<8} | {number} of {items}"
-    if size:
-        left = seconds * (size - finished) / max(finished, 1)
-        line += (
-            f" | {finished / 1e6:,.1f} MB | {finished / 1e6 / max(seconds, 1e-9):,.1f} MB/s |"
-            f" {left // 60:.0f}:{left % 60:02.0f} left"
-        )
-    return line
+def _speed(size_done: int, size: int, seconds: float) -> str:
+    """The end of a line of progress, where the items have sizes in bytes."""
+    if not size:
+        return ""
+    left = seconds * (size - size_done) / max(size_done, 1)
+    megabytes = size_done / 1e6
+    return (
+        f" | {megabytes:,.1f} MB | {megabytes / max(seconds, 1e-9):,.1f} MB/s |"
+        f" {left // 60:.0f}:{left % 60:02.0f} left"
+    )

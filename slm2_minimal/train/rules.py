@@ -50,7 +50,7 @@ def open_inputs(config: RunConfig) -> tuple[Tokenizer, TrainingData]:
             f"{config.data.tokenizer!r} has {tokenizer.vocab_size} ids; use at least as many"
         )
     data = open_training_data(config.data, tokenizer)
-    data.loader.mixture.check(sequences_of(config))
+    data.loader.mixture.check_epochs(sequences_of(config))
     return tokenizer, data
 
 

@@ -36,7 +36,7 @@ def prepared(tmp_path: Path) -> DataConfig:
         "tiny",
         {"data.sources": sources, "data.prepared": str(tmp_path / "out"), "prepare.workers": 1},
     )
-    prepare(run, lambda line: None)
+    prepare(run)
     return run.data
 
 
@@ -294,7 +294,7 @@ shards = [write_shard(folder, f"s-{i}", stream) for i, stream in enumerate(strea
 stream = ShardedStream(folder, shards, 0)
 assert [int(stream.sequence(i, 3).input_ids[0]) for i in range(500)] == list(range(1, 501))
 for i in range(500):
-    write_keys(folder / f"k-{i}.npy", [str(i)], [f"text {i // 2}"], None)
+    write_keys(folder / f"k-{i}.npy", [(str(i), f"text {i // 2}")], None)
 found = find_duplicates([folder / f"k-{i}.npy" for i in range(500)], None, sources=["s"] * 500)
 assert sum(int(unit.sum()) for unit in found.removed) == 250
 """

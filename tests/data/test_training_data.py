@@ -55,7 +55,7 @@ def prepared(folder: Path, data: dict[str, Any], **options: Any) -> DataConfig:
             "prepare": table,
         }
     )
-    prepare(run, lambda line: None)
+    prepare(run)
     return run.data
 
 

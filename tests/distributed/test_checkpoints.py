@@ -50,14 +50,14 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
 
 def resumed(world: World, tables: dict[str, Any]) -> dict[str, Tensor]:
     """What a run finds when it goes on."""
-    trainer = Trainer(RunConfig.from_dict(tables), world)
-    trainer._resume()
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
+    trainer.resume()
     return state(trainer)
 
 
 def trained(world: World, tables: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """What it has at the end, and what it was warned of."""
-    trainer = Trainer(RunConfig.from_dict(tables), world)
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_ranks(
 
 def broken_disk(world: World, tables: dict[str, Any], rank: int) -> str:
     """A run in which one rank cannot write its part of the second checkpoint."""
-    trainer = Trainer(RunConfig.from_dict(tables), world)
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
     sign = trainer.checkpoints.sign
 
     def failing(part: Path) -> None:
@@ -223,9 +223,9 @@ def broken_disk(world: World, tables: dict[str, Any], rank: int) -> str:
     trainer.checkpoints.sign = failing  # type: ignore[method-assign]
     try:
         for _ in range(1000):
-            trainer.train_step()
-            if trainer.step in (5, 10):
-                trainer._save()
+            trainer.step()
+            if trainer.state.step in (5, 10):
+                trainer.save()
     except OSError as error:
         return str(error)
     return "nothing"
@@ -254,7 +254,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     """What is written are the tensors of the moment of saving, whatever the steps after
     it change.
     """
-    trainer = Trainer(small_run(**MODEL))
+    trainer = Trainer.from_config(small_run(**MODEL))
     write = checkpoint.HuggingFaceStorageWriter.write_data
 
     def slow(self: Any, *arguments: Any) -> Any:
@@ -262,12 +262,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         return write(self, *arguments)
 
     monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", slow)
-    trainer.train_step()
+    trainer.step()
     before = state(trainer)
     began = time.monotonic()
-    trainer._save()
+    trainer.save()
     assert time.monotonic() - began < 0.9
-    trainer.train_step()
+    trainer.step()
     assert checkpoint.steps(trainer.run_dir) == []
     trainer.checkpoints.wait()
     [folder] = checkpoint.steps(trainer.run_dir)
@@ -276,12 +276,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
 
 def test_what_a_crash_left_is_removed(small_run: Make) -> None:
-    trainer = Trainer(small_run(**MODEL))
+    trainer = Trainer.from_config(small_run(**MODEL))
     left = trainer.run_dir / ".step-00000003.part"
     left.mkdir(parents=True)
-    trainer.train_step()
-    trainer._save()
+    trainer.step()
+    trainer.save()
     trainer.checkpoints.wait()
     assert not left.exists()
     shutil.rmtree(trainer.run_dir / "step-00000001")
-    assert not trainer._rewind()
+    assert not trainer.rewind()

@@ -128,7 +128,7 @@ def measured(world: World, tables: dict[str, Any]) -> dict[str, int]:
         with tracker:
             batches = [batch() for _ in range(micro_batches)]
             accumulate_gradients(
-                replica.forward, batches, world.device, replica.autocast_dtype, None, around
+                replica.forward, batches, dtype=replica.autocast_dtype, context=around
             )
             clip_gradients(replica.model.parameters(), run.optimizer.clip_norm)
             optimizer.step()

@@ -48,8 +48,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def curve(world: World, tables: dict[str, Any], steps: int = 20) -> list[tuple[float, float]]:
     """Loss and gradient norm of every step."""
-    trainer = Trainer(RunConfig.from_dict(tables), world)
-    values = [trainer.train_step() for _ in range(steps)]
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
+    values = [trainer.step() for _ in range(steps)]
     return [(value["loss"], value["grad_norm"]) for value in values]
 
 
@@ -61,9 +61,9 @@ def start(world: World, tables: dict[str, Any]) -> dict[str, Tensor]:
 
 def rows(world: World, tables: dict[str, Any]) -> Tensor:
     """The token ids that this rank reads in the second step."""
-    trainer = Trainer(RunConfig.from_dict(tables), world)
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
     return trainer.loader.batch(
-        trainer.rows, trainer.rows, trainer.replica.data_rank, trainer.replica.data_size
+        trainer.batch_rows, trainer.batch_rows, trainer.replica.data_rank, trainer.replica.data_size
     ).input_ids
 
 
@@ -71,7 +71,7 @@ def gathered(world: World, tables: dict[str, Any]) -> list[str]:
     """What is on this rank before, during and after a step: dtypes and bytes of the
     first block's up projection.
     """
-    trainer = Trainer(RunConfig.from_dict(tables), world)
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
     seen: list[str] = []
     block = trainer.model.model.layers[0]
 
@@ -84,7 +84,7 @@ def gathered(world: World, tables: dict[str, Any]) -> list[str]:
 
     block.register_forward_pre_hook(note, prepend=True)  # before sharding's own hook
     note()
-    trainer.train_step()
+    trainer.step()
     note()
     return seen
 
@@ -196,11 +196,11 @@ def collectives(world: World, tables: dict[str, Any]) -> dict[str, int]:
     """How many of each kind the third step makes: in the second, DDP still agrees on
     its buckets.
     """
-    trainer = Trainer(RunConfig.from_dict(tables), world)
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
     for _ in range(2):
-        trainer.train_step()
+        trainer.step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        trainer.train_step()
+        trainer.step()
     return {
         event.key.removeprefix("c10d::").strip("_"): event.count
         for event in profile.key_averages()
@@ -252,7 +252,7 @@ def test_what_accumulation_costs_in_messages(
 
 def refused(world: World, tables: dict[str, Any]) -> str:
     try:
-        Trainer(RunConfig.from_dict(tables), world)
+        Trainer.from_config(RunConfig.from_dict(tables), world)
     except ConfigError as error:
         return str(error)
     return "nothing"
@@ -303,7 +303,7 @@ def test_one_process_by_itself(small_run: Make) -> None:
         ConfigError,
         match=r"parallel.strategy = 'fsdp': this is one process by itself; start it with torchrun",
     ):
-        Trainer(small_run(**{"parallel.strategy": "fsdp"}))
+        Trainer.from_config(small_run(**{"parallel.strategy": "fsdp"}))
     with pytest.raises(
         ConfigError,
         match=r"parallel.tensor_parallel = 3: must divide model.num_attention_heads = 4",
@@ -321,9 +321,15 @@ def test_one_process_by_itself(small_run: Make) -> None:
 
 def validated(world: World, tables: dict[str, Any]) -> dict[str, float]:
     """Validation losses before the first step."""
-    trainer = Trainer(RunConfig.from_dict(tables), world)
-    share = (trainer.replica.data_rank, trainer.replica.data_size)
-    return validation_losses(trainer.model, trainer.sets, world.device, share=share, world=world)
+    trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
+    return validation_losses(
+        trainer.model,
+        trainer.validation,
+        world.device,
+        rank=trainer.replica.data_rank,
+        size=trainer.replica.data_size,
+        world=world,
+    )
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp", "zero1 and tensor"])

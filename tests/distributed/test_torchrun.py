@@ -45,7 +45,7 @@ def torchrun(
         f"import json\n{code}\nfrom slm2_minimal.config import RunConfig\nfrom"
         " slm2_minimal.train.trainer import Trainer\nfrom slm2_minimal.distributed.world import"
         " World\nwith World.joined('cpu') as world:\n   "
-        f" Trainer(RunConfig.from_dict(json.loads({json.dumps(config.to_dict())!r})),"
+        f" Trainer.from_config(RunConfig.from_dict(json.loads({json.dumps(config.to_dict())!r})),"
         " world).run()\n"
     )
     command = [
@@ -132,7 +132,7 @@ def test_a_rank_that_dies_ends_the_job_within_a_minute(small_run: Make) -> None:
 
 def run(world: World, tables: dict[str, Any]) -> None:
     """The same without torchrun."""
-    Trainer(RunConfig.from_dict(tables), world).run()
+    Trainer.from_config(RunConfig.from_dict(tables), world).run()
 
 
 def test_elastic_restart_goes_on_by_itself(ranks: Any, small_run: Make) -> None:
@@ -200,7 +200,7 @@ def _train(config: RunConfig, slow: float) -> None:
             real(self, *arguments)
 
         setattr(checkpoint.Checkpointer, name, later)
-    Trainer(config).run()
+    Trainer.from_config(config).run()
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_killed_twenty_times_at_random_moments(small_run: Make) -> None:
     process.join(120)
     assert process.exitcode == 0
     assert inside >= 3, "some kills fell inside of a write"
-    Trainer(straight).run()
+    Trainer.from_config(straight).run()
     torch.set_num_threads(threads)
     assert losses(straight) == losses(killed)
     one, two = tensors(straight), tensors(killed)

@@ -66,7 +66,7 @@ def run_dir(ranks: Any, small_run: Make) -> Path:
 
 
 def trained(world: World, tables: dict[str, Any]) -> None:
-    Trainer(RunConfig.from_dict(tables), world).run()
+    Trainer.from_config(RunConfig.from_dict(tables), world).run()
 
 
 PARALLEL: list[tuple[int, dict[str, Any]]] = [

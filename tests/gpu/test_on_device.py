@@ -30,7 +30,7 @@ from slm2_minimal.model import transformer
 from slm2_minimal.model.attention import attend, reference_attention
 from slm2_minimal.model.masks import document_blocks, document_mask, packed_mask
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_rate
+from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_lr
 from slm2_minimal.train.step import accumulate_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -99,7 +99,7 @@ def gradients_of(
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """The loss and all gradients, on the CPU."""
-    loss = accumulate_gradients(model, micro_batches, device, dtype)
+    loss = accumulate_gradients(model, micro_batches, dtype=dtype)
     gradients = [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
     model.zero_grad()
     return [gradient.cpu() for gradient in gradients]
@@ -113,9 +113,9 @@ def train(
 ) -> list[float]:
     """The loss before each update, one update a micro-batch."""
     optimizer, losses = build_optimizer(model, OptimizerConfig()), []
-    set_rate(optimizer, 1e-3)
+    set_lr(optimizer, 1e-3)
     for micro_batch in micro_batches:
-        losses.append(float(accumulate_gradients(model, [micro_batch], device, dtype)))
+        losses.append(float(accumulate_gradients(model, [micro_batch], dtype=dtype)))
         clip_gradients(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -390,7 +390,7 @@ def test_peak_memory_is_within_a_tenth_of_the_plan(
     optimizer = build_optimizer(network, OptimizerConfig())
 
     def step() -> None:
-        accumulate_gradients(network, [micro_batch], device, torch.bfloat16)
+        accumulate_gradients(network, [micro_batch], dtype=torch.bfloat16)
         clip_gradients(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

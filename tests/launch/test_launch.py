@@ -35,7 +35,7 @@ def test_a_run_that_can_start(small_run: Make, tmp_path: Path) -> None:
     assert lines["batch"].endswith("256 tokens = 2 x micro-batch 4 x 32 x accumulation 1")
     assert "not checked" in lines["memory"]
     assert lines["tokenizer"].endswith("tiny: 1,024 ids, 1,024 rows in the model")
-    counts = Trainer(run).loader.counts
+    counts = Trainer.from_config(run).loader.counts
     assert lines["data"].endswith(
         f"not prepared: {sum(counts):,} sequences of 32; 20 steps read 160"
     )
@@ -53,7 +53,7 @@ def test_prepared_data(small_run: Make, tmp_path: Path) -> None:
     """
     run = small_run(**{"data.prepared": str(tmp_path / "prepared")})
     assert "run slm2 prepare" in complaint(lambda: check(run, 1))
-    prepare(run, lambda line: None)
+    prepare(run)
     assert "prepared: " in "\n".join(check(run, 1))
     shard = next((tmp_path / "prepared").glob("en-*.tokens.npy"))
     content = shard.read_bytes()
@@ -230,7 +230,7 @@ def test_where_a_run_goes_on(small_run: Make, tmp_path: Path) -> None:
         small_run(**{"train.steps": 4}),
         {"train.start_from": str(tmp_path / "run" / "step-00000004")},
     )
-    Trainer(short).run()
+    Trainer.from_config(short).run()
     for run in (small_run(), small_run("other", **branch)):
         assert check(run, 1)[-1].endswith(
             f"goes on from {tmp_path}/run/step-00000004, after step 4 of 20"

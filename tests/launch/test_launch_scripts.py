@@ -310,7 +310,7 @@ def test_a_job_of_real_processes(
         ["small run.toml", "--data.seed", "5"],
         RunConfig.load("small run.toml", {"data.seed": 5}),
     )
-    prepare(run, lambda line: None)
+    prepare(run)
     launch(run, words, 2)
     assert slurm.read_text().splitlines() == ["sbatch my run/launch/slurm.sh"]
     folder = tmp_path / "my run" / "launch"
@@ -372,7 +372,7 @@ def test_what_launch_does(
     prepared = small_run(
         "large", **{"data.prepared": str(tmp_path / "prepared"), "train.global_batch_tokens": 2048}
     )
-    prepare(prepared, lambda line: None)
+    prepare(prepared)
     launch(prepared, ["tiny"], 16)
     assert slurm.read_text().splitlines()[-1] == f"sbatch {tmp_path}/large/launch/slurm.sh"
 

@@ -122,7 +122,7 @@ def measured_peak(run: RunConfig, masked: bool) -> dict[str, int]:
         ids = torch.randint(run.model.vocab_size, (rows, length))
         documents = (torch.arange(length) >= length // 2).long() * masked
         batch = Batch(ids, ids, torch.arange(length).repeat(rows, 1), documents.repeat(rows, 1))
-        accumulate_gradients(network, [batch], CPU, replica.autocast_dtype)
+        accumulate_gradients(network, [batch], dtype=replica.autocast_dtype)
 
     def update() -> None:
         clip_gradients(network.parameters(), 1.0)

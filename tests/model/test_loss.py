@@ -243,10 +243,10 @@ def small_model_and_batch() -> tuple[StableLM2, Batch]:
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_accumulation_changes_nothing(rows: int) -> None:
     model, batch = small_model_and_batch()
-    whole = accumulate_gradients(model, [batch], CPU, torch.float32)
+    whole = accumulate_gradients(model, [batch])
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    cut = accumulate_gradients(model, batch.split(rows), CPU, torch.float32)
+    cut = accumulate_gradients(model, batch.split(rows))
     torch.testing.assert_close(cut, whole)
     torch.testing.assert_close(
         [parameter.grad for parameter in model.parameters()], expected, atol=1e-6, rtol=1e-4
@@ -265,6 +265,4 @@ def test_mean_loss_is_torchs() -> None:
     expected = F.cross_entropy(
         model(batch.input_ids).flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE
     )
-    torch.testing.assert_close(
-        accumulate_gradients(model, [batch], CPU, torch.float32), expected.detach()
-    )
+    torch.testing.assert_close(accumulate_gradients(model, [batch]), expected.detach())

@@ -4,6 +4,7 @@ executors.
 
 import gzip
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from slm2_minimal.config import RunConfig
 from slm2_minimal.prepare import units as units_module
 from slm2_minimal.prepare.words import words_of
 from tests.prepare.clustering import BOOKS, CHANGES, QUIZ, WEB, as_lines
-from tests.prepare.preparing import Make, english, lines
+from tests.prepare.preparing import Make, english, lines, listening
 
 
 @pytest.fixture
@@ -41,6 +42,14 @@ def config(tmp_path: Path) -> Make:
         return RunConfig.load("tiny", base | changes)
 
     return make
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """The lines of the package's log, as they come."""
+    lines = list[str]()
+    with listening(lines.append):
+        yield lines
 
 
 @pytest.fixture(scope="session")

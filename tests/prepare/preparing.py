@@ -1,7 +1,9 @@
 """What the tests of `slm2 prepare` begin with, and how they look at what it wrote."""
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,27 @@ from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 Make = Callable[..., RunConfig]
 
 
-def quiet(line: str) -> None:
-    """Progress that nobody reads."""
+class _Call(logging.Handler):
+    def __init__(self, call: Callable[[str], object]) -> None:
+        super().__init__()
+        self.call = call
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.call(record.getMessage())
+
+
+@contextmanager
+def listening(call: Callable[[str], object]) -> Iterator[None]:
+    """Every line of the package's log goes to `call`, as it comes."""
+    logger, handler = logging.getLogger("slm2_minimal"), _Call(call)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def lines(documents: list[dict[str, Any]]) -> bytes:

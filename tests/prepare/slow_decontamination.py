@@ -6,7 +6,8 @@ import re
 import unicodedata
 from typing import Any
 
-from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Report, clean
+from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, clean
+from slm2_minimal.prepare.minhash import batches
 
 QUESTION = "Which of these rivers flows from south to north: Nile, Rhine, Po, Ebro?"
 SAME_WORDS = (
@@ -67,6 +68,11 @@ def plain_cut(text: str, spans: list[Span], window: int) -> list[str]:
 
 def run(
     texts: list[str], index: BenchmarkIndex, policy: Any = "cut", **how: int
-) -> tuple[list[list[str]], Report]:
-    report = Report()
-    return list(clean(texts, index, policy, report, **how)), report
+) -> tuple[list[list[str]], Contamination]:
+    """In batches, as `prepare` does it."""
+    cleaned, total = list[list[str]](), Contamination()
+    for batch in batches(texts):
+        pieces, met = clean(batch, index, policy, **how)
+        cleaned += pieces
+        total.merge(met)
+    return cleaned, total

@@ -13,14 +13,14 @@ import pytest
 
 from slm2_minimal.cli import main
 from slm2_minimal.config import ConfigError, DataError, RunConfig
-from slm2_minimal.prepare import cluster_steps as steps
+from slm2_minimal.prepare import cluster as module
 from slm2_minimal.prepare.cluster import run_local, run_slurm
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.prepare.units import Unit
-from slm2_minimal.prepare.work import Job
+from slm2_minimal.prepare.work import Job, UnitResult
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 from tests.prepare.clustering import BOOKS, WEB, assert_same, directives, texts
-from tests.prepare.preparing import Make, quiet
+from tests.prepare.preparing import Make, listening
 
 # The same documents
 
@@ -35,7 +35,7 @@ def whole_corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ru
     def make(name: str) -> RunConfig:
         return RunConfig.load("tiny", {"data.prepared": str(folder / name), "prepare.workers": 2})
 
-    prepare(make("own"), quiet)
+    prepare(make("own"))
     return make
 
 
@@ -44,8 +44,8 @@ def test_the_embedded_corpus(
     whole_corpus: Callable[[str], RunConfig], tasks: int, tiny: SentencePieceTokenizer
 ) -> None:
     run = whole_corpus(f"{tasks}")
-    report = run_local(run, tasks, quiet)
-    assert sum(row["documents"] for row in report["sources"].values()) > 900
+    report = run_local(run, tasks)
+    assert sum(row.documents for row in report.sources.values()) > 900
     assert_same(run, whole_corpus("own"), tiny)
 
 
@@ -57,24 +57,24 @@ def test_planted_duplicates_and_leaks_go_and_the_first_stays(
     C in the first.
     """
     none_held_out = {"data.validation_percent": 0}
-    report = run_local(cluster("out", **none_held_out), tasks, quiet)
+    report = run_local(cluster("out", **none_held_out), tasks)
     kept = [text for _, rows in WEB for text, stays in rows if stays]
     assert texts("out", "web", tiny) == [unicodedata.normalize("NFC", text) for text in kept]
     assert texts("out", "books", tiny) == [text for text, stays in BOOKS if stays]
-    assert report["duplicates"]["exact_removed"] == 4
+    assert report.duplicates.exact_removed == 4
     assert (
         len(list(Path("out").glob("web-*.tokens.npy"))) > 2
     )  # the borders between units lie somewhere
-    assert report["duplicates"]["near_removed"] == 2
-    assert report["sources"]["web"]["skipped"] == {
+    assert report.duplicates.near_removed == 2
+    assert report.sources["web"].skipped == {
         "empty": 1,
         "too short": 1,
         "not JSON": 1,
         "no text": 1,
         "not UTF-8": 1,
     }
-    assert report["contamination"]["benchmarks"]["quiz"]["hit_documents"] == 1
-    prepare(cluster("own", **none_held_out), quiet)
+    assert report.contamination.benchmarks["quiz"].hit_documents == 1
+    prepare(cluster("own", **none_held_out))
     assert_same(cluster("out", **none_held_out), cluster("own", **none_held_out), tiny)
 
 
@@ -82,10 +82,7 @@ def test_planted_duplicates_and_leaks_go_and_the_first_stays(
     ("tasks", "changes"),
     [
         (3, {"prepare.keep": "longest", "prepare.contaminated": "cut"}),
-        (
-            20,
-            {"prepare.duplicates": "exact", "prepare.workers": 1},
-        ),  # more tasks than files, and ten to a bucket
+        (20, {"prepare.duplicates": "exact", "prepare.workers": 1}),  # more tasks than files
         (2, {"prepare.duplicates": "keep"}),
         (2, {"prepare.duplicates": "keep", "prepare.benchmarks": {}}),
         (3, {"prepare.benchmarks": {}, "prepare.similarity": 0.9, "data.validation_percent": 40}),
@@ -96,60 +93,51 @@ def test_other_settings(
     cluster: Make, tasks: int, changes: dict[str, Any], tiny: SentencePieceTokenizer
 ) -> None:
     run, own = cluster("out", **changes), cluster("own", **changes)
-    assert run_local(run, tasks, quiet) == prepare(own, quiet)
+    assert run_local(run, tasks) == prepare(own)
     assert_same(run, own, tiny)
 
 
-def test_little_is_said_and_the_rest_is_in_files(
-    cluster: Make, capfd: pytest.CaptureFixture[str]
+def test_little_is_said_and_complete_tasks_are_marked(
+    cluster: Make, capfd: pytest.CaptureFixture[str], said: list[str]
 ) -> None:
-    said = list[str]()
-    run_local(cluster("out"), 3, said.append)
+    run_local(cluster("out"), 3)
     assert capfd.readouterr() == ("", "")
-    buckets = 2 + Job(cluster("out").data, cluster("out").prepare).lsh.bands  # type: ignore[union-attr]
-    assert [line for line in said if line.startswith(("read", "pairs"))][
-        -1
-    ] == f"pairs    | {buckets} of {buckets}"
-    assert [
-        line.partition(" of ")[0] for line in said if line[:8].strip() in ("clusters", "publish")
-    ] == ["clusters | 1", "publish  | 1"]
+    stages = ["read     | 3 of 3", "compare  | 1 of 1", "tokenise | 3 of 3", "publish  | 1 of 1"]
+    assert [line for line in said if line in stages] == stages
     assert any(line.startswith("source ") for line in said)
-    assert "decontaminate and tokenise" in Path("out/logs/shards/logs/task_00002.log").read_text()
+    marks = Path("out/logs/tokenise/completions").iterdir()
+    assert sorted(path.name for path in marks) == ["00000", "00001", "00002"]
 
 
 # Stopped and started again
 
 
 def test_a_stage_that_failed_is_run_again_and_the_ones_before_are_not(
-    cluster: Make, tiny: SentencePieceTokenizer
+    cluster: Make, tiny: SentencePieceTokenizer, said: list[str]
 ) -> None:
     quiz = Path("quiz.jsonl").read_bytes()
-    prepare(cluster("own"), quiet)
+    prepare(cluster("own"))
     Path("quiz.jsonl").unlink()
-    said = list[str]()
     with pytest.raises(DataError, match=r"^path = 'quiz\.jsonl': no such file or folder"):
-        run_local(cluster("out"), 3, said.append)
-    assert said[-1].startswith("pairs    | ")
+        run_local(cluster("out"), 3)
+    assert said[-1].startswith("read     | 3 of 3")
     before = {
-        path: path.stat().st_mtime_ns
-        for path in Path("out/work").rglob("*")
-        if path.is_file() and "removed" not in path.parts
+        path: path.stat().st_mtime_ns for path in Path("out/work").rglob("*") if path.is_file()
     }
+    assert {"keys", "removed", "text"} <= {path.parent.name for path in before}
     Path("quiz.jsonl").write_bytes(quiz)
     (Path("web") / "a.jsonl.gz").rename(
         "elsewhere"
     )  # of the same name and size, and no text at all: nobody looks
     (Path("web") / "a.jsonl.gz").write_bytes(b"0" * Path("elsewhere").stat().st_size)
     seen: dict[Path, int] = {}
-    run_local(
-        cluster("out"),
-        say=lambda line: seen.update(
-            {path: path.stat().st_mtime_ns for path in before if path.exists()}
-        ),
-    )
-    assert {path: seen[path] for path in before if path.name != steps.CLUSTERS} == {
-        path: when for path, when in before.items() if path.name != steps.CLUSTERS
-    }
+
+    def look(line: str) -> None:
+        seen.update({path: path.stat().st_mtime_ns for path in before if path.exists()})
+
+    with listening(look):
+        run_local(cluster("out"))
+    assert seen == before
     assert_same(cluster("out"), cluster("own"), tiny)
 
 
@@ -160,30 +148,30 @@ def test_a_task_that_failed_is_run_again_alone(
     run, own, real = (
         cluster("out", **{"prepare.workers": workers}),
         cluster("own"),
-        steps.write_unit,
+        module.tokenise_unit,
     )
-    prepare(own, quiet)
+    prepare(own)
 
-    def broken(job: Job, unit: Unit, documents: Any) -> dict[str, Any]:
+    def broken(job: Job, unit: Unit) -> UnitResult:
         if "-000002-" in unit.name:  # the last task's, which begins when another has ended
             raise OSError(28, "No space left on device")
-        return real(job, unit, documents)
+        return real(job, unit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "write_unit", broken)
-        with pytest.raises(OSError, match="No space left on device"):
-            run_local(run, 3, quiet)
+        patch.setattr(module, "tokenise_unit", broken)
+        with pytest.raises(DataError, match="No space left on device; mend that"):
+            run_local(run, 3)
     marks = {
-        path: path.stat().st_mtime_ns for path in Path("out/logs/shards/completions").iterdir()
+        path: path.stat().st_mtime_ns for path in Path("out/logs/tokenise/completions").iterdir()
     }
     assert {path.name for path in marks} in ({"00000"}, {"00001"}, {"00000", "00001"})
-    run_local(run, 3, quiet)
+    run_local(run, 3)
     assert {path: path.stat().st_mtime_ns for path in marks} == marks
     assert_same(run, own, tiny)
 
 
 def test_a_worker_that_dies_is_said(cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "write_unit", lambda job, unit, documents: os._exit(9))
+    monkeypatch.setattr(module, "tokenise_unit", lambda job, unit: os._exit(9))
     with pytest.raises(
         RuntimeError,
         match=(
@@ -191,18 +179,18 @@ def test_a_worker_that_dies_is_said(cluster: Make, monkeypatch: pytest.MonkeyPat
             r" prepare\.workers$"
         ),
     ):
-        run_local(cluster("out"), 2, quiet)
+        run_local(cluster("out"), 2)
 
 
-def test_a_second_call_does_nothing(cluster: Make) -> None:
-    report, said = run_local(cluster("out"), 3, quiet), list[str]()
+def test_a_second_call_does_nothing(cluster: Make, said: list[str]) -> None:
+    report = run_local(cluster("out"), 3)
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")}
-    assert run_local(cluster("out"), 3, said.append) == report
-    run_slurm(cluster("out"), dry_run=True, say=said.append)
+    said.clear()
+    assert run_local(cluster("out"), 3) == report
+    run_slurm(cluster("out"), dry_run=True)
     assert said == ["out is prepared already; remove it to prepare it again"] * 2
-    steps.Publish(
-        Job(cluster("out").data, cluster("out").prepare)
-    ).run()  # a task that SLURM started twice
+    job = Job(cluster("out").data, cluster("out").prepare)
+    module.publish_all(job, 0)  # a task that SLURM started twice
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*")} == before
 
 
@@ -211,39 +199,36 @@ def test_a_folder_belongs_to_one_way_of_sharing_the_work(
 ) -> None:
     quiz = Path("quiz.jsonl").read_bytes()
     Path("quiz.jsonl").unlink()
-    for name, begin in (
-        ("out", lambda run: run_local(run, 3, quiet)),
-        ("own", lambda run: prepare(run, quiet)),
-    ):
+    for name, begin in (("out", lambda run: run_local(run, 3)), ("own", lambda run: prepare(run))):
         with pytest.raises(DataError, match=r"no such file or folder"):
             begin(cluster(name))
     with pytest.raises(
         ConfigError, match=r"^tasks = 2: out was begun with 3; use that, or name another folder$"
     ):
-        run_local(cluster("out"), 2, quiet)
+        run_local(cluster("out"), 2)
     with pytest.raises(
         DataError,
         match=r"^data\.prepared = 'own': was begun on one machine; go on with --executor own",
     ):
-        run_local(cluster("own"), 3, quiet)
+        run_local(cluster("own"), 3)
     with pytest.raises(DataError, match=r"was begun with other 'prepare' \(keep: "):
-        run_local(cluster("out", **{"prepare.keep": "longest"}), 3, quiet)
+        run_local(cluster("out", **{"prepare.keep": "longest"}), 3)
     with pytest.raises(ConfigError, match=r"^tasks = 0: must be at least 1$"):
-        run_local(cluster("new"), 0, quiet)
+        run_local(cluster("new"), 0)
     assert not Path("new").exists()
     Path("quiz.jsonl").write_bytes(quiz)
-    prepare(cluster("out"), quiet)  # what tasks have left does not mislead it
-    prepare(cluster("own"), quiet)
+    prepare(cluster("out"))  # what tasks have left does not mislead it
+    prepare(cluster("own"))
     assert_same(cluster("out"), cluster("own"), tiny)
 
 
 def test_marks_of_work_that_was_removed_are_forgotten(
     cluster: Make, tiny: SentencePieceTokenizer
 ) -> None:
-    run_local(cluster("out"), 3, quiet)
+    run_local(cluster("out"), 3)
     (Path("out") / "manifest.json").unlink()  # and `work` has gone with the last stage
-    run_local(cluster("out"), 2, quiet)
-    prepare(cluster("own"), quiet)
+    run_local(cluster("out"), 2)
+    prepare(cluster("own"))
     assert_same(cluster("out"), cluster("own"), tiny)
 
 
@@ -288,7 +273,7 @@ def test_the_command_line(cluster: Make, capfd: pytest.CaptureFixture[str]) -> N
     out, err = capfd.readouterr()
     assert err == ""
     assert "submit.sh" in out.splitlines()[-1]
-    assert [directives("shards")[key] for key in ("partition", "time", "qos")] == [
+    assert [directives("tokenise")[key] for key in ("partition", "time", "qos")] == [
         "long",
         "1:00",
         "high",

@@ -15,34 +15,29 @@ from loguru import logger
 from slm2_minimal.config import ConfigError
 from slm2_minimal.prepare.cluster import run_slurm
 from slm2_minimal.prepare.run import prepare
-from slm2_minimal.prepare.work import Job
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 from tests.prepare.clustering import assert_same, directives
-from tests.prepare.preparing import Make, quiet
+from tests.prepare.preparing import Make
 
 # SLURM
 
 
 def test_scripts_without_a_cluster(
-    cluster: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    options, said = (
-        {
-            "partition": "long",
-            "time": "02:30:00",
-            "mem-per-cpu": "8G",
-            "account": "x1",
-            "exclusive": "",
-        },
-        list[str](),
-    )
+    options = {
+        "partition": "long",
+        "time": "02:30:00",
+        "mem-per-cpu": "8G",
+        "account": "x1",
+        "exclusive": "",
+    }
     heard = list[str]()
     logger.add(heard.append)  # what datatrove would log
-    run_slurm(cluster("out", **{"prepare.workers": 0}), 3, options, dry_run=True, say=said.append)
+    run_slurm(cluster("out", **{"prepare.workers": 0}), 3, options, dry_run=True)
     assert heard == []
-    buckets = 2 + Job(cluster("out").data, cluster("out").prepare).lsh.bands  # type: ignore[union-attr]
-    tasks = {"read": 3, "pairs": buckets, "clusters": 1, "shards": 3, "publish": 1}
+    tasks = {"read": 3, "compare": 1, "tokenise": 3, "publish": 1}
     for stage, number in tasks.items():
         folder = tmp_path / "out" / "logs" / stage
         expected = {
@@ -86,21 +81,21 @@ def test_scripts_without_a_cluster(
             "|",
             script,
         ]
-    assert said[5:] == [
+    assert said[4:] == [
         f"nothing was submitted; to do it, in this order: bash {tmp_path}/out/logs/submit.sh"
     ]
-    assert not list(Path("out/work/text").glob("*"))  # nothing was read here
+    assert not Path("out/work/text").exists()  # nothing was read here
 
 
 def test_defaults_and_more_tasks_than_an_array_has(cluster: Make) -> None:
-    run_slurm(cluster("out"), dry_run=True, say=quiet)
+    run_slurm(cluster("out"), dry_run=True)
     assert "partition" not in directives("read")
     assert [directives("read")[key] for key in ("time", "mem-per-cpu", "array")] == [
         "24:00:00",
         "4G",
         "0-7%2",
     ]  # 8 inputs, 2 workers
-    run_slurm(cluster("big"), 2500, dry_run=True, say=quiet)
+    run_slurm(cluster("big"), 2500, dry_run=True)
     with Path("big/logs/read/executor.pik").open("rb") as file:
         executor = dill.load(file)
     assert (executor.tasks, executor.tasks_per_job) == (2500, 3)
@@ -108,7 +103,7 @@ def test_defaults_and_more_tasks_than_an_array_has(cluster: Make) -> None:
         "#SBATCH --array=0-833%2\n" in Path("big/logs/read/launch_script.slurm").read_text()
     )  # 834 jobs of three tasks or less
     assert (
-        Path("big/logs/submit.sh").read_text().count("sbatch") == 5
+        Path("big/logs/submit.sh").read_text().count("sbatch") == 4
     )  # one array each: a stage depends on all of the one before
 
 
@@ -122,45 +117,42 @@ def put_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -
 
 
 def test_stages_are_submitted_in_a_chain(
-    cluster: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     """With a program in the place of `sbatch` that writes down what it is told, and
-    answers with a number.
+    answers with a number alone, as it does with --parsable.
     """
-    sbatch = (
-        f'echo "$@" >> {tmp_path}/told\necho "Submitted batch job $((100 + $(wc -l <'
-        f' {tmp_path}/told)))"\n'
-    )
+    sbatch = f'echo "$@" >> {tmp_path}/told\necho $((100 + $(wc -l < {tmp_path}/told)))\n'
     put_on_path(tmp_path / "bin", monkeypatch, sbatch=sbatch)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")  # as in a shell on a compute node
-    said = list[str]()
-    run_slurm(cluster("out"), 3, say=said.append)
+    run_slurm(cluster("out"), 3)
     told = [line.rpartition(" ")[0] for line in Path("told").read_text().splitlines()]
     assert told == [
-        "--export=ALL,RUN_OFFSET=0",
-        *(f"--export=ALL,RUN_OFFSET=0 --dependency=afterok:{number}" for number in range(101, 105)),
+        "--parsable --export=ALL,RUN_OFFSET=0",
+        *(
+            f"--parsable --export=ALL,RUN_OFFSET=0 --dependency=afterok:{number}"
+            for number in range(101, 104)
+        ),
     ]
     assert [line.rpartition(" | ")[2] for line in said] == [
-        f"job {number}" for number in range(101, 106)
+        f"job {number}" for number in range(101, 105)
     ]
-    # Read has been done since then, and of the pairs all tasks but one.
-    for stage, done in (("read", range(3)), ("pairs", range(1, 40))):
+    # Since then all tasks but one of `tokenise` have been done.
+    for stage, done in (("read", range(3)), ("compare", [0]), ("tokenise", [0, 2])):
         (Path("out/logs") / stage / "completions").mkdir()
         for rank in done:
             (Path("out/logs") / stage / "completions" / f"{rank:05d}").touch()
     Path("told").unlink()
-    run_slurm(cluster("out"), 3, say=said.append)
-    assert Path("told").read_text().splitlines()[0].split()[:-1] == ["--export=ALL,RUN_OFFSET=0"]
-    assert len(Path("told").read_text().splitlines()) == 4
-    assert [line.rpartition(" | ")[2] for line in said[5:]] == [
-        "complete",
-        "job 101",
-        "job 102",
-        "job 103",
-        "job 104",
+    run_slurm(cluster("out"), 3)
+    assert Path("told").read_text().splitlines()[0].split()[:-1] == [
+        "--parsable",
+        "--export=ALL,RUN_OFFSET=0",
     ]
-    assert json.loads(Path("out/logs/pairs/ranks_to_run.json").read_text()) == [0]
-    assert directives("pairs")["array"] == "0-0%2"
+    assert len(Path("told").read_text().splitlines()) == 2
+    states = [line.rpartition(" | ")[2] for line in said[4:]]
+    assert states == ["complete", "complete", "job 101", "job 102"]
+    assert json.loads(Path("out/logs/tokenise/ranks_to_run.json").read_text()) == [1]
+    assert directives("tokenise")["array"] == "0-0%2"
 
 
 def test_sbatch_that_refuses(
@@ -171,7 +163,7 @@ def test_sbatch_that_refuses(
         RuntimeError,
         match=r"^sbatch ended with 3, what it said is above; mend that and run the same again$",
     ):
-        run_slurm(cluster("out"), say=quiet)
+        run_slurm(cluster("out"))
 
 
 def test_a_folder_that_scripts_cannot_name(cluster: Make) -> None:
@@ -182,7 +174,7 @@ def test_a_folder_that_scripts_cannot_name(cluster: Make) -> None:
             r" without blanks$"
         ),
     ):
-        run_slurm(cluster("my data"), dry_run=True, say=quiet)
+        run_slurm(cluster("my data"), dry_run=True)
     assert not Path("my data").exists()
 
 
@@ -194,7 +186,7 @@ def test_the_scripts_run_as_they_stand(
     an array at once, one after another.
     """
     exact = {"prepare.duplicates": "exact"}
-    run_slurm(cluster("out", **exact), 2, dry_run=True, say=quiet)
+    run_slurm(cluster("out", **exact), 2, dry_run=True)
     sbatch = f"""
 script="${{@: -1}}"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
@@ -216,5 +208,5 @@ echo 1
     assert done.returncode == 0, (tmp_path / "log").read_text()[-2000:]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    prepare(cluster("own", **exact), quiet)
+    prepare(cluster("own", **exact))
     assert_same(cluster("out", **exact), cluster("own", **exact), tiny)

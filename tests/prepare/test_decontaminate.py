@@ -4,7 +4,6 @@ found at every place, and nothing else is.
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slm2_minimal.prepare import minhash
-from slm2_minimal.prepare.decontaminate import Benchmark, BenchmarkIndex, Hit, Report, clean
+from slm2_minimal.prepare.decontaminate import Benchmark, BenchmarkIndex, Contamination, Hit, clean
+from slm2_minimal.prepare.publish import ContaminationReport
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
 from tests.complaints import config_error, data_error
@@ -166,8 +166,8 @@ def test_evaluation_texts_shorter_than_n_words_are_counted() -> None:
     assert index.benchmarks == (Benchmark("short", 4, 3), Benchmark("empty", 1, 1))
     _, report = run([QUESTION, "two words"], index)
     assert {
-        name: (one["texts"], one["too_short"], one["ngrams"])
-        for name, one in report.to_json(index)["benchmarks"].items()
+        name: (one.texts, one.too_short, one.ngrams)
+        for name, one in ContaminationReport.of(report, index).benchmarks.items()
     } == {"short": (4, 3, 1), "empty": (1, 1, 0)}
 
 
@@ -320,18 +320,8 @@ def test_results_do_not_depend_on_the_size_of_batches(
     assert np.array_equal(again.hashes, BenchmarkIndex.build({"rivers": [*texts, QUESTION]}).hashes)
 
 
-def test_documents_stream_through(index: BenchmarkIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minhash, "BATCH", 100)
-    read = []
-
-    def endless() -> Iterator[str]:
-        while True:
-            read.append("ten chars ")
-            yield read[-1]
-
-    stream = clean(endless(), index, "drop", Report())
-    assert [next(stream) for _ in range(25)] == [["ten chars "]] * 25
-    assert 25 <= len(read) <= 25 + 10
+def test_a_batch_without_texts(index: BenchmarkIndex) -> None:
+    assert clean([], index, "cut") == ([], Contamination())
 
 
 def test_a_saved_index_is_the_same_and_mapped(index: BenchmarkIndex, tmp_path: Path) -> None:
@@ -340,7 +330,7 @@ def test_a_saved_index_is_the_same_and_mapped(index: BenchmarkIndex, tmp_path: P
     index.save(path)
     built.save(path)  # over another one
     assert list(tmp_path.iterdir()) == [path]
-    loaded = BenchmarkIndex.load(str(path))
+    loaded = BenchmarkIndex.load(path)
     assert (loaded.n, loaded.benchmarks) == (13, built.benchmarks)
     assert np.array_equal(loaded.hashes, built.hashes)
     assert np.array_equal(loaded.members, built.members)
@@ -406,9 +396,8 @@ def test_wrong_benchmarks(benchmarks: Any, n: Any, place: str, remedy: str) -> N
 def test_wrong_policies_are_refused_before_anything_is_read(index: BenchmarkIndex) -> None:
     wrong: Any = "keep"
     assert (
-        config_error(lambda: clean([], index, wrong, Report()))
-        == "policy = 'keep': must be 'drop' or 'cut'"
+        config_error(lambda: clean([], index, wrong)) == "policy = 'keep': must be 'drop' or 'cut'"
     )
-    assert config_error(lambda: clean([], index, "cut", Report(), window=-1)).startswith(
+    assert config_error(lambda: clean([], index, "cut", window=-1)).startswith(
         "window = -1: must be 0 or more"
     )

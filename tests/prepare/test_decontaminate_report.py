@@ -2,11 +2,13 @@
 
 import json
 import unicodedata
+from dataclasses import asdict
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm2_minimal.prepare.decontaminate import EXAMPLES, BenchmarkIndex, Report
+from slm2_minimal.prepare.decontaminate import EXAMPLES, BenchmarkIndex, Contamination
+from slm2_minimal.prepare.publish import ContaminationReport
 from tests.prepare.slow_decontamination import QUESTION, SAME_WORDS, run
 
 
@@ -21,7 +23,7 @@ def test_a_report_counts_what_was_hit_by_which_benchmark() -> None:
         f"{QUESTION[6:]} Or. Volga.",
     ]
     _, report = run(texts, index, "drop")
-    as_json = json.loads(json.dumps(report.to_json(index)))
+    as_json = json.loads(json.dumps(asdict(ContaminationReport.of(report, index))))
     shared = QUESTION[:-1]
     assert as_json["benchmarks"]["rivers"] == {
         "texts": 1,
@@ -72,11 +74,12 @@ def test_merged_reports_are_the_report_of_one_run(kinds: list[int], edges: list[
     ]
     texts = [forms[kind] for kind in kinds]
     _, whole = run(texts, index)
-    total, cuts = Report(), [0, *sorted(min(edge, len(texts)) for edge in edges), len(texts)]
+    total, cuts = Contamination(), [0, *sorted(min(edge, len(texts)) for edge in edges), len(texts)]
     for i, begin in enumerate(cuts[:-1]):
         total.merge(run(texts[begin : cuts[i + 1]], index)[1])
     assert total == whole
-    assert total.to_json(index) == whole.to_json(index)
+    assert ContaminationReport.of(total, index) == ContaminationReport.of(whole, index)
+    assert Contamination.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
     assert all(len(shown) <= EXAMPLES for shown in whole.examples.values())
     assert whole.hit_documents["rivers"] == sum(kind in (1, 2) for kind in kinds)
     assert all(

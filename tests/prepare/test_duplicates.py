@@ -22,6 +22,7 @@ from slm2_minimal.prepare.duplicates import (
     EXAMPLES,
     ID,
     Duplicates,
+    DuplicatesReport,
     exact_keys,
     find_duplicates,
     link,
@@ -65,7 +66,7 @@ def plain_removed(texts: list[str], lsh: LSH, keep: str) -> list[bool]:
 def write_units(folder: Path, units: Sequence[Sequence[str]], lsh: LSH) -> list[Path]:
     paths = [folder / f"{number}.npy" for number in range(len(units))]
     for number, (path, texts) in enumerate(zip(paths, units, strict=True)):
-        write_keys(path, [f"{number}-{row}" for row in range(len(texts))], texts, lsh)
+        write_keys(path, ((f"{number}-{row}", text) for row, text in enumerate(texts)), lsh)
     return paths
 
 
@@ -244,10 +245,14 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     report = duplicates.report
     assert (report.documents, report.exact_removed, report.near_removed) == (8, 3, 2)
     assert (report.clusters, report.cluster_sizes) == (3, {2: 1, 3: 2})
-    assert report.examples == [[(0, 0), (0, 1), (0, 2)], [(1, 1), (3, 0), (3, 1)], [(0, 3), (1, 0)]]
+    assert duplicates.largest == [
+        [(0, 0), (0, 1), (0, 2)],
+        [(1, 1), (3, 0), (3, 1)],
+        [(0, 3), (1, 0)],
+    ]
     assert report.removed_by_source == {"web": 0.5, "wiki": 0.75, "books": 0}
     assert report.repeated_ids == 2
-    assert json.loads(json.dumps(asdict(report)))["documents"] == 8
+    assert DuplicatesReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
 
 
 def test_examples_are_the_largest_clusters_the_survivor_first(tmp_path: Path) -> None:
@@ -255,16 +260,16 @@ def test_examples_are_the_largest_clusters_the_survivor_first(tmp_path: Path) ->
     path = write_by_hand(
         tmp_path / "a.npy", list(range(len(group))), [group], lengths=list(range(1, len(group) + 1))
     )
-    report = find_duplicates([path], LSH(1, 1), "longest", sources=["web"]).report
-    assert report.cluster_sizes == {size: 1 for size in range(2, 17, 2)}
-    assert [len(cluster) for cluster in report.examples] == [10, 10, 10, 10, 8]
-    assert len(report.examples) == EXAMPLES
-    assert report.examples[0][:2] == [(0, len(group) - 1), (0, len(group) - 2)]
+    found = find_duplicates([path], LSH(1, 1), "longest", sources=["web"])
+    assert found.report.cluster_sizes == {size: 1 for size in range(2, 17, 2)}
+    assert [len(cluster) for cluster in found.largest] == [10, 10, 10, 10, 8]
+    assert len(found.largest) == EXAMPLES
+    assert found.largest[0][:2] == [(0, len(group) - 1), (0, len(group) - 2)]
 
 
 def test_a_file_of_keys_says_what_it_should(tmp_path: Path) -> None:
     texts = ["Grüße aus Köln", "a b c d", ""]
-    write_keys(tmp_path / "a.npy", iter(["x", "ÿ", "x"]), iter(texts), SMALL)
+    write_keys(tmp_path / "a.npy", zip(["x", "ÿ", "x"], texts, strict=True), SMALL)
     keys = np.load(tmp_path / "a.npy")
     assert (keys.dtype, keys.shape, keys.flags.c_contiguous) == (np.uint64, (BANDS + 3, 3), True)
     assert keys[:2].T.tolist() == exact_keys(texts).tolist()
@@ -281,14 +286,12 @@ def test_what_goes_wrong_while_keys_are_made_leaves_the_old_file(tmp_path: Path)
     path = write_units(tmp_path, [["a b c"]], SMALL)[0]
     before = path.read_bytes()
 
-    def breaks() -> Iterator[str]:
-        yield "d e f"
+    def breaks() -> Iterator[tuple[str, str]]:
+        yield "0", "d e f"
         raise OSError("the source went away")
 
     with pytest.raises(OSError, match="went away"):
-        write_keys(path, ["0"], breaks(), SMALL)
-    with pytest.raises(DataError, match="ids = 1 of them: must be one for each of the 2 texts"):
-        write_keys(path, ["0"], ["a", "b"], SMALL)
+        write_keys(path, breaks(), SMALL)
     assert path.read_bytes() == before
 
 

@@ -16,38 +16,38 @@ import pytest
 from slm2_minimal.config import ConfigError, DataConfig, DataError, PrepareConfig, RunConfig
 from slm2_minimal.data.shards import open_prepared
 from slm2_minimal.data.training_data import open_training_data
-from slm2_minimal.prepare import run as module
+from slm2_minimal.prepare import workers
 from slm2_minimal.prepare.minhash import LSH
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.prepare.work import Job
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
-from tests.prepare.preparing import Make, contents, english, lines, quiet, texts
+from tests.prepare.preparing import Make, contents, english, lines, texts
 
 
 def test_every_document_is_where_it_belongs(config: Make, tiny: SentencePieceTokenizer) -> None:
     run = config()
-    report = prepare(run, quiet)
+    report = prepare(run)
     kept = [d.text for d in english(40) if not is_validation(d.id, 10)]
     held_out = [d.text for d in english(40) if is_validation(d.id, 10)]
     assert texts(run.data.prepared or "", "web", tiny) == kept
     assert texts(run.data.prepared or "", "en", tiny) == held_out
-    web = report["sources"]["web"]
-    assert (web["read"], web["documents"], web["held_out"], web["skipped"]) == (
+    web = report.sources["web"]
+    assert (web.read, web.documents, web.held_out, web.skipped) == (
         40,
         len(kept),
         len(held_out),
         {},
     )
-    assert web["tokens"] == sum(len(ids) + 1 for ids in tiny.encode_batch(kept))
+    assert web.tokens == sum(len(ids) + 1 for ids in tiny.encode_batch(kept))
 
 
 def test_prepared_and_on_the_spot_are_the_same_to_training(
     config: Make, tiny: SentencePieceTokenizer
 ) -> None:
     run = config()
-    prepare(run, quiet)
+    prepare(run)
     prepared, fresh = (
         open_training_data(run.data, tiny),
         open_training_data(run.data.replace(prepared=None), tiny),
@@ -64,12 +64,12 @@ def test_prepared_and_on_the_spot_are_the_same_to_training(
 def test_units_and_workers_change_how_it_is_cut_and_not_what_is_kept(
     config: Make, tmp_path: Path, tiny: SentencePieceTokenizer, monkeypatch: Any
 ) -> None:
-    prepare(config("one", **{"prepare.workers": 1}), quiet)
-    prepare(config("two"), quiet)
+    prepare(config("one", **{"prepare.workers": 1}))
+    prepare(config("two"))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     monkeypatch.setattr("slm2_minimal.prepare.units.MEGABYTE", 20_000)  # units of twenty kilobytes
     cut = config("cut", **{"prepare.shard_megabytes": 1})
-    prepare(cut, quiet)
+    prepare(cut)
     assert len(list(Path(cut.data.prepared or "").glob("web-*.tokens.npy"))) > 2
     for name in ("web", "de", "en"):
         assert texts(cut.data.prepared or "", name, tiny) == texts(
@@ -81,7 +81,7 @@ def test_units_and_workers_change_how_it_is_cut_and_not_what_is_kept(
 
 
 def test_duplicates_and_contamination_go_and_are_counted(
-    config: Make, tmp_path: Path, tiny: SentencePieceTokenizer
+    config: Make, tmp_path: Path, tiny: SentencePieceTokenizer, said: list[str]
 ) -> None:
     base = [d for d in english(60)[40:] if not is_validation(d.id, 10)]
     copy, edited = base[0].text.replace(" ", "  "), base[1].text.replace(" the ", " some ", 1)
@@ -101,42 +101,40 @@ def test_duplicates_and_contamination_go_and_are_counted(
         "data.validation_percent": 0,
         "prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")},
     }
-    said: list[str] = []
-    report = prepare(config("drop", **changes), said.append)
-    row = report["sources"]["more"]
-    assert (row["read"], row["duplicates"], row["contaminated"], row["documents"]) == (
+    report = prepare(config("drop", **changes))
+    row = report.sources["more"]
+    assert (row.read, row.duplicates, row.contaminated, row.documents) == (
         6,
         2,
         {"dropped": 1, "cut": 0},
         3,
     )
-    assert report["duplicates"]["exact_removed"] == report["duplicates"]["near_removed"] == 1
-    assert [
-        [member["id"] for member in cluster] for cluster in report["duplicates"]["examples"]
-    ] == [["more-1", "more-4"], ["more-2", "more-5"]]
-    assert report["contamination"]["benchmarks"]["quiz"]["hit_documents"] == 1
+    assert report.duplicates.exact_removed == report.duplicates.near_removed == 1
+    assert [[member["id"] for member in cluster] for cluster in report.duplicates.examples] == [
+        ["more-1", "more-4"],
+        ["more-2", "more-5"],
+    ]
+    assert report.contamination.benchmarks["quiz"].hit_documents == 1
     assert texts(tmp_path / "drop", "more", tiny) == [base[0].text, base[1].text, base[4].text]
     assert any(line.startswith("benchmark quiz: 1 documents share") for line in said)
     assert any("1 texts are too short to look for" in line for line in said)
-    row = prepare(config("cut", **changes, **{"prepare.contaminated": "cut"}), quiet)["sources"][
-        "more"
-    ]
-    assert row["contaminated"] == {"dropped": 0, "cut": 1}
-    assert row["documents"] == 4, "documents, however many pieces they are cut into"
+    row = prepare(config("cut", **changes, **{"prepare.contaminated": "cut"})).sources["more"]
+    assert row.contaminated == {"dropped": 0, "cut": 1}
+    assert row.documents == 4, "documents, however many pieces they are cut into"
     assert not any(base[3].text[150:250] in text for text in texts(tmp_path / "cut", "more", tiny))
-    row = prepare(config("exact", **changes, **{"prepare.duplicates": "exact"}), quiet)["sources"][
-        "more"
-    ]
-    assert row["duplicates"] == 1
+    row = prepare(config("exact", **changes, **{"prepare.duplicates": "exact"})).sources["more"]
+    assert row.duplicates == 1
     assert (
-        prepare(config("keep", **changes, **{"prepare.duplicates": "keep"}), quiet)["sources"][
-            "more"
-        ]["duplicates"]
+        prepare(config("keep", **changes, **{"prepare.duplicates": "keep"}))
+        .sources["more"]
+        .duplicates
         == 0
     )
 
 
-def test_records_that_cannot_be_used_are_counted(config: Make, tmp_path: Path) -> None:
+def test_records_that_cannot_be_used_are_counted(
+    config: Make, tmp_path: Path, said: list[str]
+) -> None:
     good = json.dumps({"id": "twice", "text": english(1)[0].text}).encode()
     bad = [
         b"{broken",
@@ -148,37 +146,36 @@ def test_records_that_cannot_be_used_are_counted(config: Make, tmp_path: Path) -
     ]
     file = tmp_path / "mixed.jsonl"
     file.write_bytes(b"\n".join([good, *bad, good.replace(b"twice", b"once")]) + b"\n")
-    said: list[str] = []
     report = prepare(
-        config(**{"data.sources": {"mixed": {"path": str(file)}}, "data.validation_percent": 0}),
-        said.append,
+        config(**{"data.sources": {"mixed": {"path": str(file)}}, "data.validation_percent": 0})
     )
-    assert report["sources"]["mixed"]["skipped"] == {
+    assert report.sources["mixed"].skipped == {
         "not JSON": 1,
         "no text": 2,
         "not UTF-8": 1,
         "empty": 1,
         "too short": 1,
     }
-    assert report["sources"]["mixed"]["read"] == 8
-    assert report["sources"]["mixed"]["documents"] == 1
+    assert report.sources["mixed"].read == 8
+    assert report.sources["mixed"].documents == 1
     assert "left out of mixed: 1 empty, 2 no text, 1 not JSON, 1 not UTF-8, 1 too short" in said
 
 
-def test_repeated_ids_are_counted_within_a_language(config: Make, tmp_path: Path) -> None:
+def test_repeated_ids_are_counted_within_a_language(
+    config: Make, tmp_path: Path, said: list[str]
+) -> None:
     records = [
         {"id": "a", "language": d.language, "text": d.text}
         for d in (*english(3), *load_corpus(languages=["de"])[:1])
     ]
     (tmp_path / "ids.jsonl").write_bytes(lines(records))
-    said: list[str] = []
     changes = {
         "data.sources": {"ids": {"path": str(tmp_path / "ids.jsonl")}},
         "data.validation_percent": 0,
     }
-    report = prepare(config(**changes), said.append)
-    assert report["duplicates"]["repeated_ids"] == 2
-    assert report["sources"]["ids"]["documents"] == 4
+    report = prepare(config(**changes))
+    assert report.duplicates.repeated_ids == 2
+    assert report.sources["ids"].documents == 4
     assert any(line.startswith("2 documents have an id that an earlier one has") for line in said)
 
 
@@ -192,7 +189,7 @@ def test_parquet_zst_and_another_text_field(
     with pa.output_stream(folder / "b.jsonl.zst", compression="zstd") as file:
         file.write(lines([{"content": d.text} for d in documents[3:]]))
     sources = {"kinds": {"path": str(folder), "text_field": "content"}}
-    prepare(config(**{"data.sources": sources, "data.validation_percent": 0}), quiet)
+    prepare(config(**{"data.sources": sources, "data.validation_percent": 0}))
     assert texts(tmp_path / "out", "kinds", tiny) == [d.text for d in documents]
 
 
@@ -216,7 +213,7 @@ def test_a_language_may_have_any_name_and_no_text(
         "prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")},
     }
     run = config(**changes)
-    prepare(run, quiet)
+    prepare(run)
     assert list(open_prepared(run.data, tiny).held_out) == ["PL/SQL"]
     assert texts(tmp_path / "out", "PL/SQL", tiny) == [d.text for d in english(3)]
 
@@ -234,17 +231,9 @@ def test_the_length_of_a_shared_run_reaches_decontamination(config: Make, tmp_pa
     (tmp_path / "web" / "c.jsonl").write_bytes(lines([{"text": f"green {ten} black"}]))
     (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": f"red {ten} blue"}]))
     changes = {"prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")}}
+    assert prepare(config("ten", **changes, **{"prepare.ngram_words": 10})).contamination.hit == 1
     assert (
-        prepare(config("ten", **changes, **{"prepare.ngram_words": 10}), quiet)["contamination"][
-            "hit"
-        ]
-        == 1
-    )
-    assert (
-        prepare(config("eleven", **changes, **{"prepare.ngram_words": 11}), quiet)["contamination"][
-            "hit"
-        ]
-        == 0
+        prepare(config("eleven", **changes, **{"prepare.ngram_words": 11})).contamination.hit == 0
     )
 
 
@@ -252,7 +241,7 @@ def test_the_length_of_a_shared_run_reaches_decontamination(config: Make, tmp_pa
 
 
 def test_a_truncated_gzip_is_an_error_until_it_is_mended(config: Make, tmp_path: Path) -> None:
-    prepare(config("whole"), quiet)
+    prepare(config("whole"))
     path = tmp_path / "web" / "a.jsonl.gz"
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))
@@ -260,9 +249,9 @@ def test_a_truncated_gzip_is_an_error_until_it_is_mended(config: Make, tmp_path:
         DataError,
         match=r"a\.jsonl\.gz: cannot be read after line \d+ .*; check or copy the file again$",
     ):
-        prepare(config("broken"), quiet)
+        prepare(config("broken"))
     path.write_bytes(good)
-    prepare(config("broken"), quiet)
+    prepare(config("broken"))
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -299,7 +288,7 @@ def test_wrong_settings(
     if changes.get("data.prepared"):
         changes = {"data.prepared": changes["data.prepared"].format(web=tmp_path / "web")}
     with pytest.raises(error, match=message):
-        prepare(config(**changes), quiet)
+        prepare(config(**changes))
 
 
 def test_a_source_that_was_missing_may_come(config: Make, tmp_path: Path) -> None:
@@ -311,13 +300,13 @@ def test_a_source_that_was_missing_may_come(config: Make, tmp_path: Path) -> Non
         }
     }
     with pytest.raises(DataError, match=r"late\.jsonl': no such file or folder"):
-        prepare(config("late", **changes), quiet)
+        prepare(config("late", **changes))
     (tmp_path / "late.jsonl").write_bytes(path.read_bytes())
-    assert prepare(config("late", **changes), quiet)["sources"]["late"]["read"] == 15
+    assert prepare(config("late", **changes)).sources["late"].read == 15
 
 
 def test_a_folder_holds_one_preparation_only(config: Make, tmp_path: Path) -> None:
-    prepare(config(), quiet)
+    prepare(config())
     before = contents(tmp_path / "out")
     with pytest.raises(
         DataError,
@@ -326,31 +315,30 @@ def test_a_folder_holds_one_preparation_only(config: Make, tmp_path: Path) -> No
             r" another folder$"
         ),
     ):
-        prepare(config(**{"prepare.similarity": 0.7}), quiet)
+        prepare(config(**{"prepare.similarity": 0.7}))
     (tmp_path / "web" / "b.jsonl").write_bytes(lines([{"text": english(50)[45].text}]))
     with pytest.raises(DataError, match=r"was begun with other 'inputs' \(web: "):
-        prepare(config(), quiet)
+        prepare(config())
     assert contents(tmp_path / "out") == before
     (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": "one"}]))
     quiz = {"prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")}}
-    prepare(config("quizzed", **quiz), quiet)
+    prepare(config("quizzed", **quiz))
     (tmp_path / "quiz.jsonl").write_bytes(lines([{"text": "another"}]))
     with pytest.raises(DataError, match=r"was begun with other 'inputs' \(benchmark quiz: "):
-        prepare(config("quizzed", **quiz), quiet)
+        prepare(config("quizzed", **quiz))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(
         DataError,
         match=r"holds files that slm2 prepare did not write; name an empty or new folder$",
     ):
-        prepare(config("mine"), quiet)
+        prepare(config("mine"))
     assert contents(tmp_path / "mine") == {"thesis.txt": b"years of work"}
 
 
-def test_progress_says_how_far_it_is(config: Make, monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
-    said: list[str] = []
-    prepare(config(), said.append)
+def test_progress_says_how_far_it_is(config: Make, monkeypatch: Any, said: list[str]) -> None:
+    monkeypatch.setattr(workers, "SECONDS_BETWEEN_LINES", 0.0)
+    prepare(config())
     assert [line.partition(" | ")[0].strip() for line in said[:7]] == [
         "read",
         "read",

@@ -17,7 +17,7 @@ import pytest
 from slm2_minimal.config import DataError
 from slm2_minimal.prepare import run as module
 from slm2_minimal.prepare.run import prepare
-from tests.prepare.preparing import Make, contents, english, lines, quiet
+from tests.prepare.preparing import Make, contents, english, lines, listening
 
 # Stopped and started again
 
@@ -31,11 +31,11 @@ def test_killed_at_any_moment_and_the_same_bytes_in_the_end(
     monkeypatch.setattr("slm2_minimal.prepare.units.MEGABYTE", 4_000)  # some twenty units
     changes["prepare.shard_megabytes"] = 1
     began = time.monotonic()
-    prepare(config("whole", **changes), quiet)
+    prepare(config("whole", **changes))
     whole_takes = time.monotonic() - began
     expected = contents(tmp_path / "whole")
     script = (
-        "import json, sys; from slm2_minimal.config import RunConfig; from slm2_minimal.data import"
+        "import json, sys; from slm2_minimal.config import RunConfig; from slm2_minimal.prepare import"
         " units; units.MEGABYTE = 4_000; from slm2_minimal.prepare.run import prepare;"
         " print('ready', flush=True); prepare(RunConfig.from_dict(json.loads(sys.argv[1])))"
     )
@@ -87,10 +87,10 @@ def test_workers_end_with_a_main_process_that_is_killed(config: Make, tmp_path: 
         DataError,
         match=r"another slm2 prepare is at work there; let it end, or name another folder$",
     ):
-        prepare(run, quiet)
+        prepare(run)
     main.kill()
     main.wait()
-    prepare(run, quiet)
+    prepare(run)
     alive = [
         path
         for number in workers
@@ -102,22 +102,22 @@ def test_workers_end_with_a_main_process_that_is_killed(config: Make, tmp_path: 
 SLOW = """
 import json, multiprocessing, sys, time
 from slm2_minimal.config import RunConfig
-from slm2_minimal.prepare import run as module
+from slm2_minimal.prepare import run as module, workers
 
 def slow(job, unit):
     time.sleep(60)
 
 module.tokenise_unit = slow
-real = module.ProcessPoolExecutor.submit
+real = workers.ProcessPoolExecutor.submit
 
-def submit(self, work, *arguments):
-    future = real(self, work, *arguments)
-    if work is slow and len(multiprocessing.active_children()) == 2:
+def submit(self, work, item):
+    future = real(self, work, item)
+    if work.func is slow and len(multiprocessing.active_children()) == 2:
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     return future
 
-module.ProcessPoolExecutor.submit = submit
-module.prepare(RunConfig.from_dict(json.loads(sys.argv[1])), lambda line: None)
+workers.ProcessPoolExecutor.submit = submit
+module.prepare(RunConfig.from_dict(json.loads(sys.argv[1])))
 """
 
 
@@ -125,7 +125,7 @@ module.prepare(RunConfig.from_dict(json.loads(sys.argv[1])), lambda line: None)
 def test_a_failure_in_any_stage_is_gone_on_from(
     config: Make, tmp_path: Path, stage: str, monkeypatch: Any
 ) -> None:
-    prepare(config("whole"), quiet)
+    prepare(config("whole"))
     real = getattr(module, stage)
 
     def broken(*arguments: Any) -> Any:
@@ -144,8 +144,8 @@ def test_a_failure_in_any_stage_is_gone_on_from(
                 r" stays$"
             ),
         ):
-            prepare(config("broken"), quiet)
-    prepare(config("broken"), quiet)
+            prepare(config("broken"))
+    prepare(config("broken"))
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
@@ -153,15 +153,17 @@ def test_lines_that_nobody_reads_are_no_fault_of_the_folder(config: Make) -> Non
     def closed(line: str) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    with pytest.raises(BrokenPipeError):  # which ends the command quietly
-        prepare(config(), closed)
-    assert prepare(config(), quiet)["sources"], "and what was written can be gone on from"
+    # It ends the command quietly.
+    with listening(closed), pytest.raises(BrokenPipeError):
+        prepare(config())
+    assert prepare(config()).sources, "and what was written can be gone on from"
 
 
-def test_a_second_call_does_nothing(config: Make, tmp_path: Path) -> None:
-    report = prepare(config(), quiet)
-    before, said = contents(tmp_path / "out"), list[str]()
-    assert prepare(config(), said.append) == report
+def test_a_second_call_does_nothing(config: Make, tmp_path: Path, said: list[str]) -> None:
+    report = prepare(config())
+    before = contents(tmp_path / "out")
+    said.clear()
+    assert prepare(config()) == report
     assert contents(tmp_path / "out") == before
     assert "is prepared already" in said[0]
 
@@ -180,7 +182,7 @@ def test_a_worker_that_dies_is_said(config: Make, monkeypatch: Any) -> None:
             r" prepare\.workers$"
         ),
     ):
-        prepare(config(), quiet)
+        prepare(config())
 
 
 def test_a_stop_between_the_last_two_acts_leaves_nothing(
@@ -189,14 +191,14 @@ def test_a_stop_between_the_last_two_acts_leaves_nothing(
     """The manifest is written, the stages' files are not yet removed; and a `.part` of
     a killed process lies about.
     """
-    prepare(config("whole"), quiet)
+    prepare(config("whole"))
     with monkeypatch.context() as patch:
         patch.setattr(module.shutil, "rmtree", lambda *arguments, **options: None)
-        prepare(config("broken"), quiet)
+        prepare(config("broken"))
     assert (tmp_path / "broken" / "work").exists()
-    prepare(config("broken"), quiet)
+    prepare(config("broken"))
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "settings.json.17.part").write_text("{")
-    prepare(config("new"), quiet)
+    prepare(config("new"))
     assert contents(tmp_path / "new") == contents(tmp_path / "whole")

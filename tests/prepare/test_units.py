@@ -5,13 +5,16 @@ last complete one ends.
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from slm2_minimal.config import DataError, PrepareConfig, SourceConfig
 from slm2_minimal.data.reading import read_source
+from slm2_minimal.files import whole_file
 from slm2_minimal.prepare import units as module
 from slm2_minimal.prepare.units import Unit, complete_units, ingest, read_unit
 from slm2_minimal.text.documents import Document
@@ -40,7 +43,7 @@ def folder(tmp_path: Path, name: str = "units") -> Path:
 
 
 def test_units_by_hand(source: SourceConfig, tmp_path: Path) -> None:
-    units = list(ingest(folder(tmp_path), "web", source, CONFIG))
+    units = ingest(folder(tmp_path), "web", source, CONFIG)
     assert [unit.name for unit in units] == [f"web-{i:06d}" for i in range(5)]
     assert [(unit.documents, unit.size, unit.read, unit.last) for unit in units] == [
         (3, 60, 3, False),
@@ -62,20 +65,36 @@ def test_units_by_hand(source: SourceConfig, tmp_path: Path) -> None:
     assert documents == [
         Document(f"d{i}", "en", "text", "", f"text number {i:>8}") for i in range(12)
     ]
-    assert list(complete_units(folder(tmp_path), "web")) == units
+    assert complete_units(folder(tmp_path), "web") == units
+
+
+def failing_after(files: int) -> Callable[[Path], AbstractContextManager[IO[bytes]]]:
+    """`whole_file` on a disk that has room for so many."""
+    written = list[Path]()
+
+    def write(path: Path) -> AbstractContextManager[IO[bytes]]:
+        if len(written) == files:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        return whole_file(path)
+
+    return write
 
 
 @pytest.mark.parametrize("complete", range(6))
-def test_gone_on_from_any_unit(source: SourceConfig, tmp_path: Path, complete: int) -> None:
-    whole = list(ingest(folder(tmp_path, "whole"), "web", source, CONFIG))
-    writing = ingest(folder(tmp_path, "broken"), "web", source, CONFIG)
-    for _ in range(min(complete, 5)):
-        next(writing)
-    writing.close()
+def test_gone_on_from_any_unit(
+    source: SourceConfig, tmp_path: Path, complete: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ingest(folder(tmp_path, "whole"), "web", source, CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "whole_file", failing_after(2 * complete))
+        with pytest.raises(OSError, match="No space left") if complete < 5 else nullcontext():
+            ingest(folder(tmp_path, "broken"), "web", source, CONFIG)
+    assert complete_units(folder(tmp_path, "broken"), "web") == whole[:complete]
     (folder(tmp_path, "broken") / f"web-{complete:06d}.txt").write_text(
         "half a un"
     )  # a crash between the two files of the next one
-    assert list(ingest(folder(tmp_path, "broken"), "web", source, CONFIG)) == whole
+    assert ingest(folder(tmp_path, "broken"), "web", source, CONFIG) == whole
     for path in folder(tmp_path, "whole").iterdir():
         assert (folder(tmp_path, "broken") / path.name).read_bytes() == path.read_bytes()
 
@@ -83,13 +102,13 @@ def test_gone_on_from_any_unit(source: SourceConfig, tmp_path: Path, complete: i
 def test_complete_units_are_not_read_again(
     source: SourceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    units = list(ingest(folder(tmp_path), "web", source, CONFIG))
+    units = ingest(folder(tmp_path), "web", source, CONFIG)
 
     def refuse(*arguments: object) -> Iterator[Document]:
         raise AssertionError("read again")
 
     monkeypatch.setattr(module, "read_source", refuse)
-    assert list(ingest(folder(tmp_path), "web", source, CONFIG)) == units
+    assert ingest(folder(tmp_path), "web", source, CONFIG) == units
 
 
 def test_text_is_stored_in_nfc_and_always_as_utf_8(tmp_path: Path) -> None:
@@ -99,7 +118,7 @@ def test_text_is_stored_in_nfc_and_always_as_utf_8(tmp_path: Path) -> None:
         '{"text": "half a pair \\ud83d here"}',
     )
     path.write_text(json.dumps({"text": decomposed}) + "\n" + lone + "\n")
-    units = list(ingest(folder(tmp_path), "web", SourceConfig(path=str(path)), CONFIG))
+    units = ingest(folder(tmp_path), "web", SourceConfig(path=str(path)), CONFIG)
     assert [d.text for d in read_unit(folder(tmp_path), units[0])] == [
         "crème brûlée",
         "half a pair \ufffd here",
@@ -114,14 +133,14 @@ def test_a_source_without_documents_is_one_empty_unit(tmp_path: Path) -> None:
 
 
 def test_a_unit_that_was_cut_short(source: SourceConfig, tmp_path: Path) -> None:
-    unit: Unit = next(ingest(folder(tmp_path), "web", source, CONFIG))
+    unit: Unit = ingest(folder(tmp_path), "web", source, CONFIG)[0]
     (folder(tmp_path) / "web-000000.txt").write_bytes(b"text number 0")
     with pytest.raises(DataError, match=r"web-000000\.txt: cut short; remove the folder"):
         list(read_unit(folder(tmp_path), unit))
 
 
 def test_a_unit_of_an_older_version(source: SourceConfig, tmp_path: Path) -> None:
-    unit: Unit = next(ingest(folder(tmp_path), "web", source, CONFIG))
+    unit: Unit = ingest(folder(tmp_path), "web", source, CONFIG)[0]
     path = folder(tmp_path) / "web-000000.json"
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"documents": [{"id": "a", "bytes": 1}]})

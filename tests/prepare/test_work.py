@@ -2,6 +2,7 @@
 stands in it or next to it.
 """
 
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from slm2_minimal.config import DataConfig, PrepareConfig
-from slm2_minimal.prepare.units import Unit
-from slm2_minimal.prepare.work import STARTS, Job, write_unit
+from slm2_minimal.config import DataConfig, PrepareConfig, SourceConfig
+from slm2_minimal.prepare.work import STARTS, Job, ingest_source, tokenise_unit
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Arcade100k, Tokenizer
@@ -79,19 +79,24 @@ def test_a_unit_holds_its_documents(
     tmp_path: Path, arcade: Arcade100k, monkeypatch: Any, batch: int, quoted: bool
 ) -> None:
     monkeypatch.setattr("slm2_minimal.prepare.minhash.BATCH", batch)
-    monkeypatch.setattr("slm2_minimal.prepare.work.TOGETHER", 1_000)
+    monkeypatch.setattr("slm2_minimal.prepare.work.COUNTED_AT_ONCE", 1_000)
     documents = load_corpus(languages=["de", "en"], domains=["letters"])
     if quoted:
         documents.insert(
             3, Document("quoted", "en", "", "", "The token <|endoftext|> closes a document.")
         )
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(vars(d)) + "\n" for d in documents))
+    sources = {"web": SourceConfig(path=str(tmp_path / "in.jsonl"))}
+    out = tmp_path / "out"
     job = Job(
-        DataConfig(prepared=str(tmp_path), tokenizer="arcade100k", validation_percent=30),
-        PrepareConfig(),
+        DataConfig(
+            prepared=str(out), tokenizer="arcade100k", validation_percent=30, sources=sources
+        ),
+        PrepareConfig(duplicates="keep"),
     )
-    done = write_unit(
-        job, Unit("web-000000", "web", len(documents), 0, len(documents), {}, last=True), documents
-    )
+    [unit] = ingest_source(job, "web")
+    done = tokenise_unit(job, unit)
+    assert tokenise_unit(job, unit) == done, "read from its file"
 
     def expected(chosen: list[Document]) -> tuple[list[int], list[int]]:
         tokens, starts = list[int](), list[int]()
@@ -103,16 +108,12 @@ def test_a_unit_holds_its_documents(
     held = [document for document in documents if is_validation(document.id, 30)]
     trained = [document for document in documents if document not in held]
     assert len({document.language for document in held}) == 2
-    assert (done["unique"], done["documents"], done["held_out"]) == (
-        len(documents),
-        len(trained),
-        len(held),
-    )
+    assert (done.unique, done.documents, done.held_out) == (len(documents), len(trained), len(held))
     tokens, starts = expected(trained)
-    assert np.load(tmp_path / "web-000000.tokens.npy").tolist() == tokens
-    assert np.load(tmp_path / "web-000000.starts.npy").tolist() == starts
+    assert np.load(out / "web-000000.tokens.npy").tolist() == tokens
+    assert np.load(out / "web-000000.starts.npy").tolist() == starts
     for kind, chosen in (("counts", trained), ("held_out", held)):
-        arrays = load_file(job.work(kind) / "web-000000.safetensors")
+        arrays = load_file(job.path(kind, unit))
         for language in ("de", "en"):
             tokens, starts = expected(
                 [document for document in chosen if document.language == language]

@@ -18,14 +18,14 @@ from slm2_minimal.teach import (
 )
 from slm2_minimal.text.tokenizer import Tokenizer
 from slm2_minimal.train.optimizer import clip_gradients
-from slm2_minimal.train.schedule import average_rate, learning_rate
+from slm2_minimal.train.schedule import average_lr, learning_rate
 
 
 def test_source_is_shown_under_its_path_from_the_package() -> None:
-    text = show_source(learning_rate, average_rate).data
+    text = show_source(learning_rate, average_lr).data
     assert text.count("`slm2_minimal/train/schedule.py`") == 2
     assert "```python\ndef learning_rate(" in text
-    assert "```python\ndef average_rate(" in text
+    assert "```python\ndef average_lr(" in text
 
 
 def test_a_decorated_function_is_ours() -> None:
