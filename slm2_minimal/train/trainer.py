@@ -22,8 +22,8 @@ from slm2_minimal.data.loader import Batch
 from slm2_minimal.data.training_data import assemble, fitting_tokenizer
 from slm2_minimal.distributed import checkpoint
 from slm2_minimal.distributed.device import (
-    peak_memory,
     peak_flops,
+    peak_memory,
     pick_device,
     pick_dtype,
     synchronize,
