@@ -113,9 +113,9 @@ class World:
     def shorten_timeouts(self, timeout: timedelta = LATER_TIMEOUT) -> None:
         """After the first step: have a dead or stuck rank noticed after `timeout`.
 
-        Then the collectives of the default group, of `group` and of every `mesh` raise
-        RuntimeError. The group that writes checkpoints keeps its own timeout, for a
-        slow disk is no dead rank.
+        Holds for the default group, `group` and every `mesh`. gloo then raises
+        RuntimeError, NCCL ends the process. The group that writes checkpoints keeps its
+        own timeout, for a slow disk is no dead rank.
         """
         if self.group is None:
             return

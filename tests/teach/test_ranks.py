@@ -106,7 +106,9 @@ def test_the_rank_that_failed_first_is_named_with_its_line(function, message: st
         run_ranks(function)
     assert "\n" not in str(caught.value)
     if function is fails_on_rank_1:
-        assert "in fails_on_rank_1" in caught.value.__notes__[0], "the whole traceback"
+        [details] = caught.value.__notes__
+        assert "in fails_on_rank_1" in details, "the whole traceback"
+        assert details.count("raise ValueError") == 1, "with the line of the page"
     assert time.monotonic() - started < 100, "the other rank is not waited for"
     assert left_running() == []
 
