@@ -111,7 +111,7 @@ def on_page(
     context["metatags"] = context.get("metatags", "") + metatags(
         {
             "description": text,
-            "og:title": title,
+            "og:title": title or app.config.html_title,
             "og:description": text,
             "og:type": "website" if name == app.config.root_doc else "article",
             "og:site_name": app.config.html_title,

@@ -1,10 +1,15 @@
 // What folds and boxes need beyond the theme: names, stops for the Tab key, and open folds on paper.
 document.addEventListener("DOMContentLoaded", () => {
-  // A fold is named by its title; aria-expanded says whether it is open.
-  for (const button of document.querySelectorAll("button.toggle-button")) {
-    const title = button.closest(".admonition-title");
-    const name = title ? title.textContent.trim() : "";
-    if (name) button.setAttribute("aria-label", name);
+  // A fold is named by its title, a solution by its exercise too; aria-expanded says whether it is open.
+  const words = (title) => (title ? title.textContent.trim().replace(/\s+/g, " ") : "");
+  let exercise = "";
+  for (const box of document.querySelectorAll("article .admonition")) {
+    const title = box.querySelector(":scope > .admonition-title");
+    const button = title && title.querySelector("button.toggle-button");
+    if (box.classList.contains("exercise")) exercise = words(title);
+    if (!button || !words(title)) continue;
+    const solves = box.classList.contains("solution") && exercise;
+    button.setAttribute("aria-label", solves ? `${words(title)}: ${exercise}` : words(title));
   }
 
   // What scrolls sideways can be reached by keyboard. The theme sees to `pre` when a page is loaded or resized, so it
@@ -30,9 +35,11 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("click", (event) => {
     if (event.target.closest(".admonition-title, .toggle-button")) setTimeout(opened);
   });
-  const formulas = window.MathJax && MathJax.startup && MathJax.startup.promise;
-  if (formulas) formulas.then(stops);
-  else window.addEventListener("load", stops);
+  const loaded = new Promise((done) => window.addEventListener("load", done));
+  loaded
+    .then(() => window.MathJax && MathJax.startup && MathJax.startup.promise)
+    .then(() => document.fonts.ready)
+    .then(stops);
 
   // On paper every fold is open, but for the code that draws a figure.
   let closed = [];
