@@ -16,8 +16,8 @@ from typing import Any
 
 from docutils import nodes
 
-# In a window of 1280 pixels a line holds 83 columns at 13 pixels a letter, and
-# 100 at 11.2; book.css has the sizes.
+# In a window of 1280 pixels, of which a scroll bar may take 15, a line holds 83
+# columns at 13 pixels a letter and 100 at 11; book.css has the sizes.
 COLUMNS, WIDE_COLUMNS = 83, 100
 DESCRIPTION_LENGTH = 200
 
