@@ -119,32 +119,17 @@ class Bench:
     def ours(self, rows: str, compiled: bool, checkpointing: Any) -> Side:
         """The package's step, its model built as a run builds it."""
         run = replace(self.run, parallel=ParallelConfig(checkpointing=checkpointing))
-<<<<<<< .merge_file_OfZcjE
-        model, data = build_on_meta(run, World(self.device), BF16), self.data[rows]
-=======
-        model = spread(run, World(self.device), BF16)
->>>>>>> .merge_file_A0XvCI
+        model = build_on_meta(run, World(self.device), BF16)
         adopt(model, self.parameters)
         if compiled:
             compile_each(model.model.layers, self.device)
 
         def backward() -> Tensor:
-            return accumulate_gradients(model, [self.data[rows]], self.device, BF16)
+            return accumulate_gradients(model, [self.data[rows]], dtype=BF16)
 
         name = f"{named('slm2_minimal', compiled)}, checkpointing {checkpointing}"
         planned = memory(run, 1, "single", checkpointing).total
-<<<<<<< .merge_file_OfZcjE
-        backward = lambda: accumulate_gradients(model, [data], dtype=BF16)  # noqa: E731
-        return Side(
-            f"slm2_minimal{', compiled' * compiled}, checkpointing {checkpointing}",
-            rows,
-            model,
-            backward,
-            planned,
-        )
-=======
         return Side(name, rows, model, backward, planned)
->>>>>>> .merge_file_A0XvCI
 
     def transformers(self, kernel: str, compiled: bool) -> Side:
         """StableLmForCausalLM with its own loss, on our parameters: they have the same
@@ -410,20 +395,13 @@ def measure(bench: Bench, sides: list[Side], rounds: int, end: float) -> int:
 def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
     """Print the table; return the same and all seconds as plain data."""
     tokens = bench.run.train.micro_batch_size * bench.run.data.seq_len
-<<<<<<< .merge_file_OfZcjE
-    flops, peak = (
-        flops_per_token(bench.run.model, bench.run.data.seq_len),
-        peak_flops(bench.device, BF16),
-    )
-=======
     flops = flops_per_token(bench.run.model, bench.run.data.seq_len)
-    peak_flops = peak_rate(bench.device, BF16)
->>>>>>> .merge_file_A0XvCI
+    peak = peak_flops(bench.device, BF16)
     card = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
     source = "data sheet" if any(name in card for name in DATA_SHEET_PEAK) else "measured now"
     print(
         f"{datetime.date.today()}, {card}, torch {torch.__version__}, {rounds} rounds; peak"
-        f" {peak_flops / 1e12:.4g} TFLOP/s ({source})"
+        f" {peak / 1e12:.4g} TFLOP/s ({source})"
     )
     print(
         f"{bench.run.model.num_parameters():,} parameters, a step of {tokens:,} tokens, {flops:.3e}"
@@ -434,7 +412,7 @@ def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
     for side in sides:
         seconds = statistics.median(side.seconds)
         tokens_per_second = tokens / seconds
-        mfu = tokens_per_second * flops / peak_flops
+        mfu = tokens_per_second * flops / peak
         print(
             f"{side.name:<52}{side.rows:<8}{tokens_per_second:>10,.0f}{seconds * 1e3:>9.1f}"
             f"{mfu:>8.1%}{gigabytes(side.peak)}{gigabytes(side.planned)}"
@@ -455,7 +433,7 @@ def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
         "date": str(datetime.date.today()),
         "card": card,
         "torch": torch.__version__,
-        "peak": peak_flops,
+        "peak": peak,
         "tokens": tokens,
         "sides": table,
     }

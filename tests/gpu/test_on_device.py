@@ -113,14 +113,9 @@ def train(
     dtype: torch.dtype = torch.float32,
 ) -> list[float]:
     """The loss before each update, one update a micro-batch."""
-<<<<<<< .merge_file_ypH23q
-    optimizer, losses = build_optimizer(model, OptimizerConfig()), []
-    set_lr(optimizer, 1e-3)
-=======
     optimizer = build_optimizer(model, OptimizerConfig())
-    set_rate(optimizer, 1e-3)
+    set_lr(optimizer, 1e-3)
     losses = []
->>>>>>> .merge_file_1t7YT9
     for micro_batch in micro_batches:
         losses.append(float(accumulate_gradients(model, [micro_batch], dtype=dtype)))
         clip_gradients(model.parameters(), 1.0)
