@@ -288,7 +288,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 class _Stdout(logging.Handler):
-    """Lines for the terminal. Unlike logging's own, it lets the errors of `print` through."""
+    """Lines for the terminal. The errors of `print` pass, unlike in logging's own."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), flush=True)

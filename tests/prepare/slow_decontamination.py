@@ -6,8 +6,8 @@ import re
 import unicodedata
 from typing import Any
 
-from slm2_minimal.prepare.minhash import batches
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, clean
+from slm2_minimal.prepare.minhash import batches
 
 QUESTION = "Which of these rivers flows from south to north: Nile, Rhine, Po, Ebro?"
 SAME_WORDS = (
