@@ -343,11 +343,11 @@ def deal(files: Sequence[SourceFile], tasks: int) -> list[Share]:
     before = 0
     dealt: list[Share] = [[] for _ in range(tasks)]
     for (source, path, _), size in zip(files, sizes, strict=True):
-        own = dealt[min((2 * before + size) * tasks // (2 * total), tasks - 1)]
+        share = dealt[min((2 * before + size) * tasks // (2 * total), tasks - 1)]
         before += size
-        if not own or own[-1][0] != source:
-            own.append((source, []))
-        own[-1][1].append(path)
+        if not share or share[-1][0] != source:
+            share.append((source, []))
+        share[-1][1].append(path)
     return dealt
 
 
