@@ -26,7 +26,14 @@ from slm2_minimal.text.tokenizer import Tokenizer
 from slm2_minimal.train import resume
 from slm2_minimal.train.garbage import COLLECT_EVERY, collecting_by_hand
 from slm2_minimal.train.guard import Action, Guard, Verdict
-from slm2_minimal.train.log import FIRST_LINES, Progress, RunLog, best_table, introduction
+from slm2_minimal.train.log import (
+    FIRST_LINES,
+    Progress,
+    RunLog,
+    best_table,
+    introduction,
+    validation_line,
+)
 from slm2_minimal.train.objective import NextToken, Objective
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients
 from slm2_minimal.train.profile import traced
@@ -205,7 +212,7 @@ class Trainer:
         self.stopping = asked_to_stop > 0
         if failed:
             self.checkpoints.wait()
-        return round(weight) // self._readers
+        return round(weight) // self.replica.copies
 
     def _gradients(self, batch: Batch, divisor: int) -> tuple[float, float]:
         """Make the clipped gradients; returns the loss, and the norm they had."""
@@ -219,12 +226,7 @@ class Trainer:
         )
         grad_norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
         [loss] = self.world.sum(part.item())
-        return loss / self._readers, grad_norm.item()
-
-    @property
-    def _readers(self) -> int:
-        """How many ranks read the same rows: those of tensor parallelism."""
-        return self.world.size // self.replica.data_size
+        return loss / self.replica.copies, grad_norm.item()
 
     def _forget_losses_of_other_data(self) -> None:
         """Where the mixture changes, the loss does, and that is no spike."""
@@ -340,8 +342,7 @@ class Trainer:
         )
         mean = sum(losses.values()) / len(losses)
         self._write("validation", {"loss": losses, "mean": mean})
-        per_language = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        logger.info("validation | %s | mean %.3f", per_language, mean)
+        logger.info(validation_line(losses, mean))
 
         if self.state.best is None or mean < self.state.best.mean:
             self.state.best = Best(step=self.state.step, mean=mean, losses=losses)
