@@ -457,6 +457,7 @@ def test_formulas_are_set_without_a_network_or_an_error(site: Path, tmp_path: Pa
     assert drawn.select(".math mjx-container")
     assert not drawn.select("mjx-merror")
     assert not drawn.select("mjx-container[tabindex]")
+    assert not drawn.select('[aria-label="Toggle hidden content"]')
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert [line for line in console if re.search("uncaught|error|invalid", line, re.I)] == []
 
