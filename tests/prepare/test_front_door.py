@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import slm2_minimal
-from slm2_minimal.cli import _log_to_stdout
+from slm2_minimal.cli import log_to_terminal
 from slm2_minimal.config import DataConfig, PrepareConfig
 from slm2_minimal.prepare.units import Unit
 from slm2_minimal.prepare.work import Job
@@ -60,8 +60,8 @@ def restored_logger() -> Iterator[logging.Logger]:
 def test_a_command_prints_what_the_package_logs_once(
     restored_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _log_to_stdout()
-    _log_to_stdout()
+    log_to_terminal()
+    log_to_terminal()
     logging.getLogger("slm2_minimal.prepare.run").info("100% of 2")
     logging.getLogger("slm2_minimal.prepare.run").debug("not this")
     logging.getLogger("another").info("nor this")
@@ -78,7 +78,7 @@ def test_errors_of_the_terminal_are_not_swallowed(
         def flush(self) -> None:
             pass
 
-    _log_to_stdout()
+    log_to_terminal()
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Closed())
         with pytest.raises(BrokenPipeError):
