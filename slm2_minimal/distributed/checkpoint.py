@@ -11,6 +11,7 @@ untouched.
 
 import contextlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import pydantic
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -34,7 +36,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from slm2_minimal.config import CheckpointError, ModelConfig
 from slm2_minimal.distributed.world import World
-from slm2_minimal.files import flush, read_json, sha256, write_json
+from slm2_minimal.files import digest, flush, read_json, sha256, write_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
 
@@ -43,9 +45,17 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled", categ
 
 STATE, BEST, FAILED = "state.json", "best.json", "failed"
 MODEL = "model/"  # before the name of a weight; see `named_tensors`
+# The folders that we write, and remove: what a user has beside them is none of ours.
+CHECKPOINT = re.compile(r"step-\d{8}")
+LEFTOVER = re.compile(r"\.step-\d{8}\.part|\.old-step-\d{8}")
+REMOVE = "remove this folder to go on from the one before"
 NOT_SIGNED = "another rank could not write its part"
 # Fields of a model's configuration on which no weight depends.
 FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not as it was written."""
 
 
 class Checkpointer:
@@ -81,9 +91,10 @@ class Checkpointer:
         self.wait()
         part = self.run_dir / f".{_name(step)}.part"
         if self.world.is_first:
-            for leftover in (*self.run_dir.glob(".step-*.part"), *self.run_dir.glob(".old-*")):
-                shutil.rmtree(leftover, ignore_errors=True)  # of a crash
-            part.mkdir(parents=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in _folders(self.run_dir, LEFTOVER):  # of a crash
+                shutil.rmtree(leftover, ignore_errors=True)
+            part.mkdir()
         self.world.barrier()
 
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
@@ -156,7 +167,8 @@ class Checkpointer:
         for file in signed:
             digests |= read_json(file)
             file.unlink()
-        write_json(part / STATE, {**state, "sha256": digests})
+        content = {**state, "sha256": digests}
+        write_json(part / STATE, content | {"digest": digest(content)})
         flush(part)
 
         # From here on, it counts
@@ -173,7 +185,14 @@ class Checkpointer:
 
 def steps(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in run_dir.glob("step-*") if (path / STATE).exists())
+    return [path for path in _folders(run_dir, CHECKPOINT) if (path / STATE).exists()]
+
+
+def _folders(run_dir: Path, name: re.Pattern[str]) -> list[Path]:
+    """The folders in `run_dir` that have such a name, sorted."""
+    if not run_dir.is_dir():
+        return []
+    return sorted(path for path in run_dir.iterdir() if name.fullmatch(path.name))
 
 
 def prune(run_dir: Path, keep: int, keep_steps: Iterable[int] = ()) -> None:
@@ -205,24 +224,39 @@ def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
 
 
 def _checked_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
-    """The state, with the digests of every `size`-th file checked."""
+    """The state, with the digests of every `size`-th file checked.
+
+    Raises DamagedCheckpoint for what is not as it was written. What cannot be read, or
+    was put there since, is a CheckpointError: nothing is wrong with the checkpoint.
+    """
     where = f"checkpoint = {str(folder)!r}"
-    remedy = "remove this folder to go on from the one before"
     try:
-        state: dict[str, Any] = read_json(folder / STATE)
-        digests = dict(state["sha256"])
+        state = read_json(folder / STATE)
+        digests = pydantic.TypeAdapter(dict[str, str]).validate_python(state["sha256"])
+        written = state.pop("digest", None)  # older versions wrote none
+        intact = written in (None, digest(state))
     except OSError as error:
         message = f"{where}: {error.strerror}; give a folder that holds {STATE}"
         raise CheckpointError(message) from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{where}: {STATE} is damaged; {remedy}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise DamagedCheckpoint(f"{where}: {STATE} is damaged; {REMOVE}")
+
+    # Tensors are read from every such file in the folder, listed or not.
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.name not in digests:
+            raise CheckpointError(f"{where}: {file.name} does not belong to it; move it away")
     for name in sorted(digests)[rank::size]:
         try:
-            intact = sha256(folder / name) == digests[name]
-        except OSError:
+            intact = sha256(folder / Path(name).name) == digests[name]
+        except FileNotFoundError:
             intact = False
+        except OSError as error:
+            message = f"{where}: {name} cannot be read ({error.strerror}); mend that"
+            raise CheckpointError(message) from None
         if not intact:
-            raise CheckpointError(f"{where}: {name} is missing or altered; {remedy}")
+            raise DamagedCheckpoint(f"{where}: {name} is missing or altered; {REMOVE}")
     return state
 
 
@@ -289,10 +323,12 @@ def _checkpoint_of(path: Path) -> Path | None:
     if (path / STATE).exists():
         return path
     saved = steps(path)
-    if (path / BEST).exists():
-        best = path / _name(read_json(path / BEST)["step"])
-        if best in saved:
-            return best
+    try:
+        best = path / _name(int(read_json(path / BEST)["step"]))
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a note that is damaged
+        best = None
+    if best in saved:
+        return best
     return saved[-1] if saved else None
 
 

@@ -11,10 +11,13 @@ from pathlib import Path
 import torch
 
 from slm2_minimal.config import ConfigError, RunConfig
+from slm2_minimal.data.training_data import TrainingData
 from slm2_minimal.distributed.world import World
+from slm2_minimal.evaluate.validation import MAX_SEQUENCES
 from slm2_minimal.launch.memory import GPUS_PER_NODE, memory
 from slm2_minimal.launch.planner import GPUS, RESERVE
 from slm2_minimal.train import resume, rules
+from slm2_minimal.train.schedule import learning_rate
 
 
 def check(
@@ -57,6 +60,8 @@ def check(
         f"{config.model.vocab_size:,} rows in the model",
         f"data        {config.data.prepared or 'not prepared'}: {sum(data.loader.counts):,} "
         f"sequences of {seq_len}; {steps:,} steps read {positions:,}",
+        f"schedule    {_schedule(config)}",
+        f"validation  {_validation(config, data)}",
         "epochs      " + ", ".join(f"{name} {count:.2f}" for name, count in epochs.items()),
         f"output      {_output(config, data.loader.fingerprint())}",
     ]
@@ -120,6 +125,33 @@ def _memory(config: RunConfig, gpus: int, gpu: str | None, strategy: str) -> str
             "parallel.checkpointing or strategy: slm2 plan compares them"
         )
     return f"{numbers} (planned)"
+
+
+def _schedule(config: RunConfig) -> str:
+    """The learning rate at its peak and at the last step, and the cooldown."""
+    schedule, steps = config.schedule, config.train.steps
+    last = learning_rate(steps - 1, schedule)
+    line = f"{schedule.kind}: peak {schedule.peak_rate:g}, {last:.3g} at the last step"
+    if schedule.cooldown_start is None or schedule.cooldown_steps is None:
+        return f"{line}; no cooldown"
+    end = schedule.cooldown_start + schedule.cooldown_steps
+    return f"{line}; cooldown from step {schedule.cooldown_start:,} to {end:,}"
+
+
+def _validation(config: RunConfig, data: TrainingData) -> str:
+    """How much is scored how often, and what share of the run's computing that is."""
+    if not data.held_out:
+        return "none: data.validation_percent is 0"
+    train, seq_len = config.train, config.data.seq_len
+    sequences = [min(s.num_sequences(seq_len), MAX_SEQUENCES) for s in data.held_out.values()]
+    times = -(-train.steps // train.validate_every)
+    # A forward pass is a third of a training step.
+    scored = times * sum(sequences) * seq_len / 3
+    share = scored / (scored + train.steps * train.global_batch_tokens)
+    return (
+        f"{sum(sequences):,} sequences of {len(sequences)} languages, {times:,} times: "
+        f"{share:.1%} of the run's computing"
+    )
 
 
 def _output(config: RunConfig, fingerprint: str) -> str:

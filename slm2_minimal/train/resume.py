@@ -26,6 +26,7 @@ MAY_CHANGE = {
     ),
     "data": ("prepared", "verify", "workers"),
 }  # fmt: skip
+SOURCE_MAY_CHANGE = ("max_epochs",)  # a run that needs more text may be allowed it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ def find_start(
         folder = Path(config.train.start_from)
         state = read_run_state(folder, world)
         check_same_model(folder, state, config)
+        if state.step >= config.train.steps:
+            raise ConfigError(
+                f"train.steps = {config.train.steps}: {str(folder)!r} has made {state.step} "
+                "already; the steps of the run before it count: give more"
+            )
     else:
         return None
     check_same_data(folder, state, data_fingerprint)
@@ -80,7 +86,7 @@ def newest(run_dir: Path, world: World, *, set_aside: bool = False) -> tuple[Pat
     for folder in reversed(folders):
         try:
             state = read_run_state(folder, world)
-        except CheckpointError as error:
+        except checkpoint.DamagedCheckpoint as error:
             damaged.append(folder)
             logger.warning("%s; trying the one before", error)
             continue
@@ -180,4 +186,7 @@ def _what_decides(config: RunConfig) -> dict[str, Any]:
     for table, fields in MAY_CHANGE.items():
         for field in fields:
             tables[table].pop(field, None)
+    for source in tables["data"]["sources"].values():
+        for field in SOURCE_MAY_CHANGE:
+            source.pop(field, None)
     return tables
