@@ -89,7 +89,7 @@ class Trainer:
         self.log = log.RunLog()
         self.signals = StopSignals()
         self.stopping = False  # all ranks know that one was asked to stop
-        self._saved_step = -1
+        self._saved_step = 0  # nothing is lost at step 0
         self._batches: Iterator[Batch] | None = None
 
     @classmethod

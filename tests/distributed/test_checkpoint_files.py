@@ -1,4 +1,4 @@
-"""What a run finds in its folder: its own checkpoints, damaged ones, and a user's files."""
+"""What a run finds in its folder: its own checkpoints, damaged ones, a user's files."""
 
 import json
 import shutil
