@@ -263,11 +263,11 @@ def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     for name in ("tasks", "partition", "time", "sbatch", "dry_run"):
-        if (
-            getattr(options, name) is not None
-            and options.executor != "slurm"
-            and (options.executor, name) != ("local", "tasks")
-        ):
+        means_something = options.executor == "slurm" or (options.executor, name) == (
+            "local",
+            "tasks",
+        )
+        if getattr(options, name) is not None and not means_something:
             raise UserError(
                 f"--{name.replace('_', '-')}: means nothing to --executor {options.executor}; leave"
                 " it out, or use slurm"
@@ -324,10 +324,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 def _launch(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.launch.launch import launch
 
-    config, folder = (
-        RunConfig.load(options.config, parse_overrides(rest)),
-        (None if options.out is None else Path(options.out)),
-    )
+    config = RunConfig.load(options.config, parse_overrides(rest))
+    folder = None if options.out is None else Path(options.out)
     words, say = [options.config, *rest], functools.partial(print, flush=True)
     launch(
         config,
@@ -346,14 +344,10 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
 
     config = RunConfig.load(options.config, parse_overrides(rest))
     given = {"tflops": options.tflops, "mfu": options.mfu, "usd_per_hour": options.usd_per_hour}
-    print(
-        table(
-            config,
-            plan(
-                config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given
-            ),
-        )
+    needs = plan(
+        config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given
     )
+    print(table(config, needs))
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> None:
@@ -362,14 +356,11 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.inference.generate import stream_text
     from slm2_minimal.text.tokenizer import load_tokenizer
 
-    given = (
-        load_tokenizer(options.tokenizer) if options.tokenizer else None
-    )  # before the model, which takes longer
+    # Before the model, which takes longer.
+    given = load_tokenizer(options.tokenizer) if options.tokenizer else None
     model, tokenizer_name = load_model(options.model)
-    tokenizer, model = (
-        given or load_tokenizer(tokenizer_name or "arcade100k"),
-        model.to(pick_device(options.device)),
-    )
+    tokenizer = given or load_tokenizer(tokenizer_name or "arcade100k")
+    model = model.to(pick_device(options.device))
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
