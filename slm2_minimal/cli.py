@@ -262,12 +262,10 @@ def _all_keys(table: Mapping[str, Any], prefix: str = "--") -> Iterator[str]:
 
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
-    for name in ("tasks", "partition", "time", "sbatch", "dry_run"):
-        means_something = options.executor == "slurm" or (options.executor, name) == (
-            "local",
-            "tasks",
-        )
-        if getattr(options, name) is not None and not means_something:
+    slurm_only = ("partition", "time", "sbatch", "dry_run")
+    useless = {"slurm": (), "local": slurm_only, "own": ("tasks", *slurm_only)}
+    for name in useless[options.executor]:
+        if getattr(options, name) is not None:
             raise UserError(
                 f"--{name.replace('_', '-')}: means nothing to --executor {options.executor}; leave"
                 " it out, or use slurm"
@@ -344,10 +342,8 @@ def _plan(options: argparse.Namespace, rest: list[str]) -> None:
 
     config = RunConfig.load(options.config, parse_overrides(rest))
     given = {"tflops": options.tflops, "mfu": options.mfu, "usd_per_hour": options.usd_per_hour}
-    needs = plan(
-        config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given
-    )
-    print(table(config, needs))
+    need = plan(config, options.gpus, options.gpu, options.strategy, options.checkpointing, **given)
+    print(table(config, need))
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> None:
