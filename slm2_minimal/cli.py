@@ -104,9 +104,7 @@ def _add_model_commands(commands: Any) -> None:
         "--tokenizer", help="arcade100k, tiny, or a file; left out: the run's own, else arcade100k"
     )
     generate.add_argument("--max-new-tokens", type=int, default=128)
-    generate.add_argument(
-        "--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)"
-    )
+    generate.add_argument("--temperature", type=float, default=0.7, help="0: greedy (default 0.7)")
     generate.add_argument("--top-k", type=int)
     generate.add_argument("--top-p", type=float, default=0.95)
     generate.add_argument("--seed", type=int, help="the same seed gives the same text")
