@@ -1,9 +1,8 @@
 """The training step of the 1.6B on one GPU: packed and whole rows, compiled or not,
 with and without checkpointing, beside its peers.
 
-    python benchmarks/gpu_step.py                # one 80 GB GPU, under 8 minutes; needs
-    what the package needs, no network python benchmarks/gpu_step.py --small        #
-    the same on the CPU with a tiny model: shows that it runs, measures nothing
+    python benchmarks/gpu_step.py          # one 80 GB GPU, under 8 minutes, no network
+    python benchmarks/gpu_step.py --small  # the CPU and a tiny model: measures nothing
 
 A step is one micro-batch: forward, loss, backward, clipping, fused AdamW, zero_grad, in
 bf16 over fp32 weights. All sides work on the very same parameters, whose rate is 0, so
@@ -54,9 +53,8 @@ from slm2_minimal.train.step import accumulate_gradients
 
 BF16 = torch.bfloat16
 WARM_UP = 2
-WITNESS = (  # its gradient shows what the first attention gave and what all that follows did
-    "model.layers.0.self_attn.o_proj.weight"
-)
+# Its gradient shows what the first attention gave and what all that follows did.
+WITNESS = "model.layers.0.self_attn.o_proj.weight"
 SMALL = ModelConfig(
     vocab_size=512,
     hidden_size=64,
@@ -69,6 +67,7 @@ SMALL = ModelConfig(
     bos_token_id=0,
     eos_token_id=0,
 )
+KINDS = ("whole", "packed")  # of rows: one document each, or several
 OURS = [  # rows, compiled, checkpointing
     ("whole", False, "none"),
     ("packed", False, "none"),
@@ -110,9 +109,7 @@ class Bench:
                 micro_batch_size=rows, global_batch_tokens=rows * length, dtype="bfloat16"
             ),
         )
-        self.data = {
-            kind: batch(kind, rows, length, model.vocab_size) for kind in ("whole", "packed")
-        }
+        self.data = {kind: batch(kind, rows, length, model.vocab_size) for kind in KINDS}
         torch.manual_seed(0)
         with device:
             self.model = StableLM2(model)
@@ -122,19 +119,17 @@ class Bench:
     def ours(self, rows: str, compiled: bool, checkpointing: Any) -> Side:
         """The package's step, its model built as a run builds it."""
         run = replace(self.run, parallel=ParallelConfig(checkpointing=checkpointing))
-        model, data = build_on_meta(run, World(self.device), BF16), self.data[rows]
+        model = build_on_meta(run, World(self.device), BF16)
         adopt(model, self.parameters)
         if compiled:
             compile_each(model.model.layers, self.device)
+
+        def backward() -> Tensor:
+            return accumulate_gradients(model, [self.data[rows]], dtype=BF16)
+
+        name = f"{named('slm2_minimal', compiled)}, checkpointing {checkpointing}"
         planned = memory(run, 1, "single", checkpointing).total
-        backward = lambda: accumulate_gradients(model, [data], dtype=BF16)  # noqa: E731
-        return Side(
-            f"slm2_minimal{', compiled' * compiled}, checkpointing {checkpointing}",
-            rows,
-            model,
-            backward,
-            planned,
-        )
+        return Side(name, rows, model, backward, planned)
 
     def transformers(self, kernel: str, compiled: bool) -> Side:
         """StableLmForCausalLM with its own loss, on our parameters: they have the same
@@ -152,19 +147,11 @@ class Bench:
             compile_each(model.model.layers, self.device)
 
         def loss(data: Batch) -> Tensor:
-            return model(
-                input_ids=data.input_ids,
-                labels=data.labels,
-                shift_labels=data.labels,
-                use_cache=False,
-            ).loss
+            labels = {"labels": data.labels, "shift_labels": data.labels}
+            return model(input_ids=data.input_ids, use_cache=False, **labels).loss
 
-        return Side(
-            f"transformers, {kernel}{', compiled' * compiled}",
-            "whole",
-            model,
-            self.backward_of(loss),
-        )
+        name = named(f"transformers, {kernel}", compiled)
+        return Side(name, "whole", model, self.backward_of(loss))
 
     def litgpt(self, compiled: bool) -> Side:
         """litgpt's GPT with this architecture and its own loss, on our parameters but
@@ -226,8 +213,11 @@ class Bench:
         adopt(model, tensors)
         if compiled:
             compile_each(model.transformer.h, self.device)
-        loss = lambda data: chunked_cross_entropy(model(data.input_ids), data.labels)  # noqa: E731
-        return Side(f"litgpt{', compiled' * compiled}", "whole", model, self.backward_of(loss))
+
+        def loss(data: Batch) -> Tensor:
+            return chunked_cross_entropy(model(data.input_ids), data.labels)
+
+        return Side(named("litgpt", compiled), "whole", model, self.backward_of(loss))
 
     def backward_of(self, loss: Callable[[Batch], Tensor]) -> Callable[[], Tensor]:
         """A peer's micro-batch, under the autocast that ours has."""
@@ -268,16 +258,19 @@ class Bench:
             torch.cuda.empty_cache()
 
 
+def named(side: str, compiled: bool) -> str:
+    """A side's name with how its blocks are run."""
+    return f"{side}, compiled" if compiled else side
+
+
 def batch(kind: str, rows: int, length: int, vocabulary: int) -> Batch:
     """Random tokens, packed as training packs them: a document a row, or documents of
     an eighth of it on average.
     """
     generator = torch.Generator().manual_seed(0)
-    lengths = (
-        [length - 1] * rows
-        if kind == "whole"
-        else torch.randint(1, length // 4, (rows * 16,), generator=generator).tolist()
-    )
+    lengths = [length - 1] * rows
+    if kind == "packed":
+        lengths = torch.randint(1, length // 4, (rows * 16,), generator=generator).tolist()
     documents = [torch.randint(1, vocabulary, (n,), generator=generator).numpy() for n in lengths]
     stream = TokenStream.from_documents(documents, eos=0)
     return Batch.stack([stream.sequence(row, length) for row in range(rows)])
@@ -325,25 +318,25 @@ def warmed_up(bench: Bench, only: str, end: float) -> tuple[list[Side], int]:
     for name, build in candidates(bench):
         if only not in name:
             continue
-        start, problem = time.perf_counter(), "no time left" if time.perf_counter() > end else ""
+        start = time.perf_counter()
+        problem = "no time left" if start > end else ""
         try:
             if not problem:
                 side = build()
-                for _ in range(WARM_UP):
-                    bench.step(side)
-                side.loss, side.gradient = side.backward().item(), bench.parameters[WITNESS].grad
-                bench.optimizer.zero_grad()
-                problem = difference(
-                    side, next((other for other in sides if other.rows == side.rows), side)
-                )
-                failed += bool(problem)
+                warm_up(bench, side)
+                first = next((other for other in sides if other.rows == side.rows), side)
+                problem = difference(side, first)
+                if problem:
+                    failed += 1
         except ImportError as error:
             problem = str(error).splitlines()[0]
         except torch.OutOfMemoryError:
             problem = "does not fit"
         except Exception:  # one side's failure is not to take the others' readings away
             traceback.print_exc()
-            problem, failed = "failed", failed + 1
+            problem = "failed"
+            failed += 1
+
         if problem:
             side = None
             bench.free()
@@ -354,9 +347,19 @@ def warmed_up(bench: Bench, only: str, end: float) -> tuple[list[Side], int]:
             f" {side.loss:.4f}",
             flush=True,
         )
-        side.seconds, side.peak = [], 0.0
+        side.seconds = []
+        side.peak = 0.0
         sides.append(side)
     return sides, failed
+
+
+def warm_up(bench: Bench, side: Side) -> None:
+    """A few steps, and the loss and the gradient that `side` is compared by."""
+    for _ in range(WARM_UP):
+        bench.step(side)
+    side.loss = side.backward().item()
+    side.gradient = bench.parameters[WITNESS].grad
+    bench.optimizer.zero_grad()
 
 
 def difference(side: Side, first: Side) -> str:
@@ -392,10 +395,8 @@ def measure(bench: Bench, sides: list[Side], rounds: int, end: float) -> int:
 def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
     """Print the table; return the same and all seconds as plain data."""
     tokens = bench.run.train.micro_batch_size * bench.run.data.seq_len
-    flops, peak = (
-        flops_per_token(bench.run.model, bench.run.data.seq_len),
-        peak_flops(bench.device, BF16),
-    )
+    flops = flops_per_token(bench.run.model, bench.run.data.seq_len)
+    peak = peak_flops(bench.device, BF16)
     card = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
     source = "data sheet" if any(name in card for name in DATA_SHEET_PEAK) else "measured now"
     print(
@@ -407,25 +408,23 @@ def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
         " FLOP a token"
     )
     print(f"{'':<52}{'rows':<8}{'tokens/s':>10}{'ms':>9}{'MFU':>8}{'peak GB':>9}{'planned':>9}")
-    rows = []
+    table = []
     for side in sides:
         seconds = statistics.median(side.seconds)
-        rate, mfu = tokens / seconds, tokens * flops / seconds / peak
-        sizes = "".join(
-            f"{size / 1e9:>9.1f}" if size else f"{'-':>9}" for size in (side.peak, side.planned)
+        tokens_per_second = tokens / seconds
+        mfu = tokens_per_second * flops / peak
+        print(
+            f"{side.name:<52}{side.rows:<8}{tokens_per_second:>10,.0f}{seconds * 1e3:>9.1f}"
+            f"{mfu:>8.1%}{gigabytes(side.peak)}{gigabytes(side.planned)}"
         )
-        print(f"{side.name:<52}{side.rows:<8}{rate:>10,.0f}{seconds * 1e3:>9.1f}{mfu:>8.1%}{sizes}")
-        values = {
-            "tokens_per_second": rate,
-            "mfu": mfu,
-            "peak_bytes": side.peak or None,
-            "planned_bytes": side.planned,
-        }
-        rows.append(
+        table.append(
             {
                 "side": side.name,
                 "rows": side.rows,
-                **values,
+                "tokens_per_second": tokens_per_second,
+                "mfu": mfu,
+                "peak_bytes": side.peak or None,
+                "planned_bytes": side.planned,
                 "loss": side.loss,
                 "seconds": side.seconds,
             }
@@ -436,8 +435,13 @@ def report(bench: Bench, sides: list[Side], rounds: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "peak": peak,
         "tokens": tokens,
-        "sides": rows,
+        "sides": table,
     }
+
+
+def gigabytes(size: float | None) -> str:
+    """A cell of the table; a dash where nothing was measured."""
+    return f"{size / 1e9:>9.1f}" if size else f"{'-':>9}"
 
 
 def main() -> None:

@@ -267,7 +267,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     if options.check:
         from slm2_minimal.launch.check import check
 
-        launched = options.gpus is not None or "RANK" in os.environ
+        launched = options.gpus is not None or "WORLD_SIZE" in os.environ
         here = int(os.environ.get("WORLD_SIZE", 1))
         gpus = here if options.gpus is None else options.gpus
         print("\n".join(check(config, gpus, options.gpu, launched=launched)))

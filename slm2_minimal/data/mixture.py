@@ -182,9 +182,10 @@ class Mixture:
         self.names = tuple(names)
         self.stages = _checked_stages(stages, names)
         self.max_epochs = tuple(max_epochs or [None] * len(names))
-        shares = subset or [1.0] * len(names)
-        self.usable = tuple(map(_usable, names, counts, shares))
-        self.limits = tuple(map(_limit, names, self.usable, self.max_epochs))
+        amounts = zip(names, counts, subset or [1.0] * len(names), strict=True)
+        self.usable = tuple(_usable(*amount) for amount in amounts)
+        caps = zip(names, self.usable, self.max_epochs, strict=True)
+        self.limits = tuple(_limit(*cap) for cap in caps)
 
         self._starts = [stage.start for stage in self.stages]
         self._scheduled: list[_Scheduled] = []
@@ -278,8 +279,9 @@ class _Scheduled:
 def _checked_stages(stages: Sequence[WeightStage], names: Sequence[str]) -> tuple[WeightStage, ...]:
     """The stages, the weights of each divided by their common factor."""
     if not names or not stages:
-        numbers_of = f"{len(names)} sources in {len(stages)} stages"
-        raise DataError(f"data = {numbers_of}: nothing to blend; name at least one of each")
+        both = f"{len(names)} sources in {len(stages)} stages"
+        raise DataError(f"data = {both}: nothing to blend; name at least one of each")
+
     reduced: list[WeightStage] = []
     for number, stage in enumerate(stages):
         start = operator.index(stage.start)

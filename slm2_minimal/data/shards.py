@@ -140,7 +140,7 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
     manifest = read_manifest(folder)
     _check_same_text(config, tokenizer, folder, manifest)
 
-    # the files are as they were written
+    # hold all files against it
     sources = {name: [Shard(**s) for s in manifest["sources"][name]] for name in config.sources}
     held_out = {language: Shard(**shard) for language, shard in manifest["held_out"].items()}
     shards = [*itertools.chain(*sources.values()), *held_out.values()]

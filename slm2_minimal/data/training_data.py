@@ -74,7 +74,7 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
     streams: dict[str, TokenStream] = {}
     held_out: dict[str, list[list[int]]] = defaultdict(list)
     token_counts: dict[str, TokenCounts] = {}
-    seen: set[Document] = set()  # sources may overlap; a held-out document is scored once
+    seen: set[Document] = set()  # sources may overlap; a document is validated on once
 
     for name, source in config.sources.items():
         documents = list(read_source(source))
@@ -83,10 +83,14 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
                 f"data.sources.{name}: no document in {source.path or 'the corpus'}; check its"
                 " path, languages and domains"
             )
-        trained = [d for d in documents if not is_validation(d.id, config.validation_percent)]
-        scored = [d for d in documents if is_validation(d.id, config.validation_percent)]
-        scored = [document for document in scored if document not in seen]
-        seen.update(scored)
+        trained = []
+        validated = []
+        for document in documents:
+            if not is_validation(document.id, config.validation_percent):
+                trained.append(document)
+            elif document not in seen:
+                validated.append(document)
+        seen.update(validated)
 
         # what is trained on, counted by language
         ids = tokenizer.encode_batch([document.text for document in trained])
@@ -97,8 +101,8 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
             token_counts[language] = token_counts.get(language, 0) + counts
 
         # what is held out, of all sources together
-        ids = tokenizer.encode_batch([document.text for document in scored])
-        for language, own in _by_language(scored, ids).items():
+        ids = tokenizer.encode_batch([document.text for document in validated])
+        for language, own in _by_language(validated, ids).items():
             held_out[language] += own
 
     by_language = {

@@ -1,7 +1,7 @@
 """What every tokenizer can do, in whole and in streams.
 
-Texts are normalised to NFC, plain text never becomes a special token unless asked, and
-any Unicode text comes back as it went in.
+Texts are normalised to NFC, and any Unicode text comes back as that. Plain text never
+becomes a special token unless asked.
 """
 
 import codecs

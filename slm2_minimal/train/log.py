@@ -215,6 +215,12 @@ def introduction(config: RunConfig, replica: Replica, state: RunState, world: Wo
     return text
 
 
+def validation_line(losses: Mapping[str, float], mean: float) -> str:
+    """The loss of every language, and their mean."""
+    per_language = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    return f"validation | {per_language} | mean {mean:.3f}"
+
+
 def best_table(best: Best, unigram: Mapping[str, float]) -> str:
     """The best checkpoint's losses beside those of a model that knows no context."""
     lines = [

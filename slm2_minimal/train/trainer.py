@@ -23,10 +23,9 @@ from slm2_minimal.distributed.parallel import parallelize
 from slm2_minimal.distributed.world import World
 from slm2_minimal.evaluate.validation import validation_losses, validation_sets
 from slm2_minimal.text.tokenizer import Tokenizer
-from slm2_minimal.train import resume
+from slm2_minimal.train import log, resume
 from slm2_minimal.train.garbage import COLLECT_EVERY, collecting_by_hand
 from slm2_minimal.train.guard import Action, Guard, Verdict
-from slm2_minimal.train.log import FIRST_LINES, Progress, RunLog, best_table, introduction
 from slm2_minimal.train.objective import NextToken, Objective
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients
 from slm2_minimal.train.profile import traced
@@ -99,7 +98,7 @@ class Trainer:
             config.train.keep_checkpoints,
             keep_steps=() if cooldown is None else (cooldown,),
         )
-        self.log = RunLog()
+        self.log = log.RunLog()
         self.signals = StopSignals()
         self.stopping = False  # all ranks know that one was asked to stop
         self._saved_step = -1
@@ -123,7 +122,7 @@ class Trainer:
         """Train to the last step from where the run stands; then let the best write."""
         self.resume()
         with self._opened():
-            logger.info(introduction(self.config, self.replica, self.state, self.world))
+            logger.info(log.introduction(self.config, self.replica, self.state, self.world))
             with self.signals.caught():
                 if self.state.step == 0:
                     self._sample()
@@ -139,7 +138,7 @@ class Trainer:
     def train(self) -> None:
         """Make steps until the last one, or until a signal asks to stop."""
         train = self.config.train
-        progress = Progress(self.config, self.state.step, self.world.size, self.dtype)
+        progress = log.Progress(self.config, self.state.step, self.world.size, self.dtype)
         profile_step = train.profile_step if self.world.is_first else None
         trace = traced(self.run_dir, profile_step, self.state.step, self.device)
         with trace as count_for_trace, collecting_by_hand() as collect:
@@ -205,7 +204,7 @@ class Trainer:
         self.stopping = asked_to_stop > 0
         if failed:
             self.checkpoints.wait()
-        return round(weight) // self._readers
+        return round(weight) // self.replica.copies
 
     def _gradients(self, batch: Batch, divisor: int) -> tuple[float, float]:
         """Make the clipped gradients; returns the loss, and the norm they had."""
@@ -219,12 +218,7 @@ class Trainer:
         )
         grad_norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
         [loss] = self.world.sum(part.item())
-        return loss / self._readers, grad_norm.item()
-
-    @property
-    def _readers(self) -> int:
-        """How many ranks read the same rows: those of tensor parallelism."""
-        return self.world.size // self.replica.data_size
+        return loss / self.replica.copies, grad_norm.item()
 
     def _forget_losses_of_other_data(self) -> None:
         """Where the mixture changes, the loss does, and that is no spike."""
@@ -340,8 +334,7 @@ class Trainer:
         )
         mean = sum(losses.values()) / len(losses)
         self._write("validation", {"loss": losses, "mean": mean})
-        per_language = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        logger.info("validation | %s | mean %.3f", per_language, mean)
+        logger.info(log.validation_line(losses, mean))
 
         if self.state.best is None or mean < self.state.best.mean:
             self.state.best = Best(step=self.state.step, mean=mean, losses=losses)
@@ -353,14 +346,14 @@ class Trainer:
             self._write("sample", {"text": text})
             logger.info("sample | %s", text)
 
-    def _report(self, progress: Progress, values: dict[str, float]) -> None:
+    def _report(self, progress: log.Progress, values: dict[str, float]) -> None:
         """Every `log_every` steps a line for the terminal and for the records.
 
         The first steps have one on the terminal too: one sees at once that it works.
         """
         progress.count(values["loss"])
         due = self._is_due(self.config.train.log_every)
-        if not due and progress.steps > FIRST_LINES:
+        if not due and progress.steps > log.FIRST_LINES:
             return
         values = values | progress.measure(self.state.step, self.device)
         logger.info(progress.line(self.state.step, values))
@@ -373,7 +366,7 @@ class Trainer:
         if best is not None:
             self._load(self.run_dir / f"step-{best.step:08d}")
             unigram = {name: held_out.unigram_loss for name, held_out in self.validation.items()}
-            logger.info(best_table(best, unigram))
+            logger.info(log.best_table(best, unigram))
             self._write("best", {"loss": best.losses, "unigram": unigram})
         self._sample()
         epochs = self.loader.epochs(self.state.data_position)
@@ -394,9 +387,9 @@ class Trainer:
     def _opened(self) -> Iterator[None]:
         """Records are open, and workers read ahead, inside the block."""
         project, silent = self.config.train.wandb, not self.world.is_first
-        with RunLog.opened(self.run_dir, self.state.step, project, silent=silent) as self.log:
+        with log.RunLog.opened(self.run_dir, self.state.step, project, silent=silent) as self.log:
             try:
                 yield
             finally:
                 self._batches = None  # the last reference ends the workers
-                self.log = RunLog()
+                self.log = log.RunLog()

@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from benchmarks import gpu_step
-from benchmarks.gpu_step import OURS, SMALL, Bench, Side, difference, measure, report, warmed_up
+from benchmarks.gpu_step import (
+    OURS,
+    SMALL,
+    Bench,
+    Side,
+    difference,
+    measure,
+    named,
+    report,
+    warmed_up,
+)
 from slm2_minimal.model.flops import flops_per_token
 
 SCRIPT = Path(gpu_step.__file__)
@@ -29,17 +39,15 @@ def test_all_of_it_runs_in_small() -> None:
     are not here are named.
     """
     command = [sys.executable, str(SCRIPT), "--small", "--rounds", "2"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=SCRIPT.parents[1]
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parents[1])
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "a tiny model on the CPU: what follows measures nothing"
     result = json.loads(lines[-1])
     sides = {(row["side"], row["rows"]): row for row in result["sides"]}
-    compiled = {True: ", compiled", False: ""}
     ours = {
-        (f"slm2_minimal{compiled[also]}, checkpointing {kind}", rows) for rows, also, kind in OURS
+        (f"{named('slm2_minimal', compiled)}, checkpointing {kind}", rows)
+        for rows, compiled, kind in OURS
     }
     assert (
         ours | {("transformers, sdpa", "whole"), ("transformers, sdpa, compiled", "whole")}

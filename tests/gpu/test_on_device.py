@@ -5,6 +5,7 @@ against the same work on the CPU or in fp32.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from slm2_minimal.distributed.world import World
 from slm2_minimal.launch.memory import memory
 from slm2_minimal.model import transformer
 from slm2_minimal.model.attention import attend, reference_attention
+from slm2_minimal.model.loss import summed_cross_entropy
 from slm2_minimal.model.masks import document_blocks, document_mask, packed_mask
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_lr
@@ -56,11 +58,10 @@ def batches(
     document a row.
     """
     generator = torch.Generator().manual_seed(0)
-    lengths = (
-        torch.randint(1, 160, (count * rows * length // 40,), generator=generator).tolist()
-        if packed
-        else [length - 1] * count * rows
-    )
+    lengths = [length - 1] * count * rows
+    if packed:
+        tokens = count * rows * length
+        lengths = torch.randint(1, 160, (tokens // 40,), generator=generator).tolist()
     documents = [torch.randint(1, vocabulary, (n,), generator=generator).numpy() for n in lengths]
     stream = TokenStream.from_documents(documents, eos=0)
     return [
@@ -112,8 +113,9 @@ def train(
     dtype: torch.dtype = torch.float32,
 ) -> list[float]:
     """The loss before each update, one update a micro-batch."""
-    optimizer, losses = build_optimizer(model, OptimizerConfig()), []
+    optimizer = build_optimizer(model, OptimizerConfig())
     set_lr(optimizer, 1e-3)
+    losses = []
     for micro_batch in micro_batches:
         losses.append(float(accumulate_gradients(model, [micro_batch], dtype=dtype)))
         clip_gradients(model.parameters(), 1.0)
@@ -246,12 +248,15 @@ def test_packed_rows_use_one_compiled_kernel(device: torch.device) -> None:
 
 
 def test_the_host_never_waits_inside_a_forward_pass(device: torch.device) -> None:
-    """Not for the mask of the documents either. The first pass may: it compiles."""
+    """Neither for the mask of the documents nor for the loss. The first pass may: it
+    compiles.
+    """
     model, batch = build(device), batches(1)[0].to(device)
+    loss = partial(summed_cross_entropy, labels=batch.labels)
 
     def forward() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            model(batch.input_ids, batch.position_ids, batch.document_ids)
+            model(batch.input_ids, batch.position_ids, batch.document_ids, head=loss)
 
     forward()
     if device != CPU:
@@ -344,7 +349,7 @@ def test_bf16_follows_fp32(device: torch.device, packed: bool) -> None:
 
 # Memory
 
-WIDE = ModelConfig(
+WIDE = SMALL.replace(
     vocab_size=32768,
     hidden_size=1024,
     intermediate_size=2816,
@@ -352,16 +357,9 @@ WIDE = ModelConfig(
     num_attention_heads=16,
     num_key_value_heads=16,
     max_position_embeddings=2048,
-    bos_token_id=0,
-    eos_token_id=0,
 )
-NARROW = WIDE.replace(
-    vocab_size=1024,
-    hidden_size=128,
-    intermediate_size=352,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=4,
+NARROW = SMALL.replace(
+    vocab_size=1024, intermediate_size=352, num_hidden_layers=4, num_key_value_heads=4
 )
 
 
