@@ -1,12 +1,10 @@
 """Checkpoints that are whole or absent.
 
 Every rank writes its part at once and in the background; any strategy on any number of
-ranks reads them back. A checkpoint is a folder `step-00000300`. It holds the weights
-and the optimizer as torch.distributed.checkpoint's shards, one safetensors file a rank,
-and state.json: the step, the data position, the configuration, the other files'
-digests. Nothing is pickled. The folder is written under another name, on a file system
-that all ranks see, and renamed when it is whole. A crash leaves the checkpoints before
-untouched.
+ranks reads them back. A checkpoint is a folder `step-00000300` with a safetensors file
+a rank (torch.distributed.checkpoint's shards of weights and optimizer; nothing is
+pickled) and state.json, which holds everything else and the files' digests. It is
+written under another name, on a file system that all see, and renamed when it is whole.
 """
 
 import contextlib
@@ -34,7 +32,8 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load as read_shards
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from slm2_minimal.config import CheckpointError, ModelConfig
+from slm2_minimal.config import CheckpointError, ConfigError, ModelConfig, RunConfig
+from slm2_minimal.config.difference import first_difference
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import digest, flush, read_json, sha256, write_json
 from slm2_minimal.model import hub
@@ -52,6 +51,10 @@ REMOVE = "remove this folder to go on from the one before"
 NOT_SIGNED = "another rank could not write its part"
 # Fields of a model's configuration on which no weight depends.
 FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 class DamagedCheckpoint(CheckpointError):
@@ -107,7 +110,7 @@ class Checkpointer:
     def _finish(
         self, part: Path, written: Future[Any], state: dict[str, Any], best: dict[str, Any]
     ) -> None:
-        """What the background thread does; `wait` raises its error later."""
+        """The background thread's work; `wait` raises its error later."""
         try:
             written.result()
             self.sign(part)
@@ -132,10 +135,8 @@ class Checkpointer:
         self._thread = self._error = None
         for rank, other in enumerate(self._writers.gather(reason)):
             if other not in (None, NOT_SIGNED):
-                raise OSError(
-                    f"writing a checkpoint into {str(self.run_dir)!r} failed on rank {rank}:"
-                    f" {other}; the ones before are intact"
-                )
+                where = f"into {str(self.run_dir)!r} failed on rank {rank}"
+                raise OSError(f"writing a checkpoint {where}: {other}; the ones before are intact")
 
     def settle_best(self, best: dict[str, Any]) -> dict[str, Any]:
         """`best`, if its checkpoint is still there, else {}; BEST will say the same."""
@@ -260,6 +261,17 @@ def _checked_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
     return state
 
 
+def saved_config(folder: Path, state: dict[str, Any]) -> RunConfig:
+    """The configuration in a checkpoint; keys newer than it have their defaults."""
+    try:
+        return RunConfig.from_dict(state["config"])
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint = {str(folder)!r}: its configuration cannot be read ({error}); "
+            "use the version that wrote it"
+        ) from None
+
+
 def load(
     folder: Path, model: StableLM2, optimizer: torch.optim.Optimizer, world: World | None = None
 ) -> dict[str, Any]:
@@ -268,7 +280,7 @@ def load(
     Raises CheckpointError as `read_state` does, and for another architecture.
     """
     state = read_state(folder, world)
-    _check_architecture(folder, state["config"]["model"], vars(model.config))
+    _check_architecture(folder, saved_config(folder, state).model, model.config)
     _prepare_state(optimizer)
     _read_tensors(folder, named_tensors(model, optimizer), world)
     return state
@@ -283,29 +295,28 @@ def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
     folder, state = _find(path_or_id, world)
     if state is None:
         return StableLM2.from_pretrained(folder), None
-    model = StableLM2(ModelConfig(**state["config"]["model"]))
+    config = saved_config(folder, state)
+    model = StableLM2(config.model)
     _read_tensors(folder, _weights(model, MODEL), world)
-    return model, state["config"]["data"]["tokenizer"]
+    return model, config.data.tokenizer
 
 
 def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
     """Fill a model under any strategy with weights alone; name their tokenizer.
 
-    They come from a run's folder (its best checkpoint, or the newest where nothing was
-    validated), a checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered
-    weights must have been dropped (`Replica.reshard`).
-
-    Raises CheckpointError for none, damaged ones, and those of another architecture.
+    They come from a run's folder (its best checkpoint, or else the newest), a
+    checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered weights must
+    have been dropped (`Replica.reshard`). Raises CheckpointError for none, damaged
+    ones, and those of another architecture.
     """
     folder, state = _find(path_or_id, world)
     if state is None:
-        theirs, prefix = vars(hub.read_config(folder)), ""
-        tokenizer = None
+        theirs, prefix, tokenizer = hub.read_config(folder), "", None
     else:
-        theirs, prefix = state["config"]["model"], MODEL
-        tokenizer = state["config"]["data"]["tokenizer"]
+        config = saved_config(folder, state)
+        theirs, prefix, tokenizer = config.model, MODEL, config.data.tokenizer
     free = {field: getattr(model.config, field) for field in FREE_FIELDS}
-    _check_architecture(folder, theirs | free, vars(model.config))
+    _check_architecture(folder, theirs.replace(**free), model.config)
     _read_tensors(folder, _weights(model, prefix), world)
     return tokenizer
 
@@ -348,31 +359,11 @@ def _weights(model: StableLM2, prefix: str) -> dict[str, Tensor]:
     return {prefix + name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def first_difference(
-    theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any]:
-    """(dotted field, their value, ours) where two nested dictionaries first differ.
-
-    The field is empty if they do not.
-    """
-    for key in ours | theirs:
-        a, b = theirs.get(key), ours.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            field, a, b = first_difference(a, b, f"{prefix}{key}.")
-            if field:
-                return field, a, b
-        elif a != b:
-            return f"{prefix}{key}", a, b
-    return "", None, None
-
-
-def _check_architecture(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    field, saved, here = first_difference(theirs, ours)
+def _check_architecture(folder: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
+    field, saved, here = first_difference(vars(theirs), vars(ours))
     if field:
-        raise CheckpointError(
-            f"model.{field} = {here!r}: the checkpoint {str(folder)!r} has {saved!r}; use the same"
-            " model"
-        )
+        where = f"the checkpoint {str(folder)!r} has {saved!r}"
+        raise CheckpointError(f"model.{field} = {here!r}: {where}; use the same model")
 
 
 def _prepare_state(optimizer: torch.optim.Optimizer) -> None:
@@ -394,18 +385,13 @@ def _read_tensors(folder: Path, tensors: dict[str, Tensor], world: World | None)
     try:
         read_shards(tensors, storage_reader=reader, **_ranks(group))
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"checkpoint = {str(folder)!r}: cannot be read ({_reason(error)}); remove this folder"
-        ) from None
+        message = f"checkpoint = {str(folder)!r}: cannot be read ({_reason(error)})"
+        raise CheckpointError(f"{message}; remove this folder") from None
 
 
 def _ranks(group: dist.ProcessGroup | None) -> dict[str, Any]:
     """Who takes part, as torch's checkpointing wants to be told."""
     return {"no_dist": True} if group is None else {"process_group": group}
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
+from slm2_minimal.config.difference import first_difference
 from slm2_minimal.distributed import checkpoint
 from slm2_minimal.distributed.world import World
 from slm2_minimal.model.transformer import StableLM2
@@ -136,9 +137,9 @@ def check_same_run(folder: Path, state: RunState, config: RunConfig) -> None:
     Raises:
         CheckpointError: names the first field that is not.
     """
-    saved = _what_decides(_read_config(folder, state))
+    saved = _what_decides(checkpoint.saved_config(folder, vars(state)))
     ours = _what_decides(config)
-    field, theirs, here = checkpoint.first_difference(saved, ours)
+    field, theirs, here = first_difference(saved, ours)
     if field:
         raise CheckpointError(
             f"{field} = {here!r}: the run in {str(folder.parent)!r} has {theirs!r}; "
@@ -148,8 +149,8 @@ def check_same_run(folder: Path, state: RunState, config: RunConfig) -> None:
 
 def check_same_model(folder: Path, state: RunState, config: RunConfig) -> None:
     """Raise CheckpointError where the checkpoint is of another architecture."""
-    saved = _read_config(folder, state).to_dict()["model"]
-    field, theirs, here = checkpoint.first_difference(saved, config.to_dict()["model"])
+    saved = checkpoint.saved_config(folder, vars(state)).to_dict()["model"]
+    field, theirs, here = first_difference(saved, config.to_dict()["model"])
     if field:
         raise CheckpointError(
             f"model.{field} = {here!r}: the checkpoint {str(folder)!r} has {theirs!r}; "
@@ -165,17 +166,6 @@ def check_same_data(folder: Path, state: RunState, fingerprint: str) -> None:
             f"({state.data_fingerprint}); use the same sources, weights, tokenizer, seq_len "
             "and seed"
         )
-
-
-def _read_config(folder: Path, state: RunState) -> RunConfig:
-    """The configuration in a checkpoint; keys newer than it have their defaults."""
-    try:
-        return RunConfig.from_dict(state.config)
-    except ConfigError as error:
-        raise CheckpointError(
-            f"checkpoint = {str(folder)!r}: its configuration cannot be read ({error}); "
-            "use the version that wrote it"
-        ) from None
 
 
 def _what_decides(config: RunConfig) -> dict[str, Any]:
