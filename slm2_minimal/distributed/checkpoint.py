@@ -39,7 +39,6 @@ from slm2_minimal.files import digest, flush, read_json, sha256, write_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
 
-# One process is no oversight here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 STATE, BEST, FAILED = "state.json", "best.json", "failed"
@@ -287,10 +286,7 @@ def load(
 
 
 def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
-    """(a model on the CPU in fp32, its tokenizer's name if known).
-
-    `path_or_id` and the errors are those of `load_weights`.
-    """
+    """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`."""
     world = World(torch.device("cpu"))
     folder, state = _find(path_or_id, world)
     if state is None:
