@@ -447,3 +447,35 @@ def test_a_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Paths: one rule for all keys
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train.output_dir",
+        "train.start_from",
+        "train.init_from",
+        "data.tokenizer",
+        "data.prepared",
+        "data.sources.it.path",
+        "prepare.benchmarks.a",
+    ],
+)
+def test_a_path_is_expanded_and_has_a_name(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    value: Any = RunConfig.load("tiny", {key: "~/there"}).to_dict()
+    for name in key.split("."):
+        value = value[name]
+    assert value == "/home/someone/there"
+
+    for text, remedy in {
+        "": "no name",
+        " ": "no name",
+        "a\0b": "NUL",
+        "~nobody-x/a": "no such user",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^{re.escape(f'{key} = {text!r}: ')}.*{remedy}"):
+            RunConfig.load("tiny", {key: text})

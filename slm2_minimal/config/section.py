@@ -16,12 +16,14 @@ import pydantic
 
 from slm2_minimal.config.errors import ConfigError
 from slm2_minimal.config.files import preset_path, read_tables
+from slm2_minimal.config.paths import expand
 
 Class = TypeVar("Class", bound=type)
 
 Count = Annotated[int, pydantic.Field(ge=0)]
 PositiveInt = Annotated[int, pydantic.Field(gt=0)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+PathText = Annotated[str, pydantic.AfterValidator(lambda text: expand(text, "path"))]
 # TOML has lists, a frozen configuration wants tuples
 Strings = Annotated[tuple[str, ...], pydantic.Strict(False)]
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from slm2_minimal.config.errors import ConfigError
 from slm2_minimal.config.section import (
     Count,
+    PathText,
     PositiveFloat,
     PositiveInt,
     Strings,
@@ -245,11 +246,11 @@ class TrainConfig(Table):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto measures whether bfloat16 pays. Weights stay float32."""
 
-    output_dir: str = "runs/run"
+    output_dir: PathText = "runs/run"
     """The run's folder: checkpoints, logs, traces. A run that is there goes on."""
-    start_from: str | None = None
+    start_from: PathText | None = None
     """A checkpoint to branch from: step, data position and optimizer go on."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Weights alone: of a run, a checkpoint, a Hugging Face folder or a Hub id. Step,
     data position and optimizer begin anew."""
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, Strict
 from slm2_minimal.config.errors import ConfigError
 from slm2_minimal.config.section import (
     Count,
+    PathText,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -25,7 +26,7 @@ class SourceConfig(Section):
 
     weight: Annotated[int | float, Field(gt=0, lt=float("inf"))] = 1
     """An integer is a part of the sum of all; a decimal a share, and all sum to 1."""
-    path: str | None = None
+    path: PathText | None = None
     """A file, a folder, or a Hub id; not set: the embedded corpus."""
     text_field: str = "text"
     """The field of a record that holds its text."""
@@ -60,7 +61,7 @@ Stage = Annotated[StageConfig, BeforeValidator(StageConfig.from_table)]
 class DataConfig(Table):
     """What is read and how it is cut (report sections 2 and 3)."""
 
-    tokenizer: str = "arcade100k"
+    tokenizer: PathText = "arcade100k"
     """arcade100k, tiny, or the path of a tokenizer's file."""
     seq_len: PositiveInt = 4096
     """Tokens in one sequence; at most model.max_position_embeddings."""
@@ -75,7 +76,7 @@ class DataConfig(Table):
     validation_percent: Annotated[int, Field(ge=0, lt=100)] = 10
     """About this share of the documents is held out, with all their translations."""
 
-    prepared: str | None = None
+    prepared: PathText | None = None
     """The folder that slm2 prepare writes and slm2 train reads; not set: texts are
     tokenised at the start of the run and held in memory."""
     verify: Literal["bytes", "sizes"] = "bytes"
@@ -123,7 +124,7 @@ class PrepareConfig(Table):
     keep: Literal["first", "longest"] = "first"
     """Which document of a cluster of duplicates stays."""
 
-    benchmarks: dict[str, str] = Field(default_factory=dict)
+    benchmarks: dict[str, PathText] = Field(default_factory=dict)
     """Evaluation sets to keep out of the training, by name: each a file, a folder or a
     Hub id."""
     ngram_words: PositiveInt = 13
