@@ -4,6 +4,7 @@ get them wrong.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

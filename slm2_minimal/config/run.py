@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from slm2_minimal.config.errors import ConfigError
-from slm2_minimal.config.files import lay_over, preset_path, read_tables
+from slm2_minimal.config.files import preset_path, read_tables
+from slm2_minimal.config.overrides import lay_over
+from slm2_minimal.config.paths import expand
 from slm2_minimal.config.section import Section, Table, did_you_mean, nearest_multiple, section
 from slm2_minimal.config.sections import (
     ModelConfig,
@@ -64,7 +66,7 @@ class RunConfig(Section):
         Raises ConfigError for an unknown preset, an unreadable file, an unknown key, or
         a value that cannot be.
         """
-        path = Path(source)
+        path = Path(expand(str(source), "config"))
         tables = read_tables(path if path.suffix == ".toml" else preset_path(str(source)))
         for key, value in (overrides or {}).items():
             # copied, because a later key may change a table that this one gives
