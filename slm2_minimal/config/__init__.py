@@ -18,12 +18,7 @@ from slm2_minimal.config.errors import (
     MissingExtraError,
     UserError,
 )
-from slm2_minimal.config.files import (
-    PRESET_DIR,
-    preset_names,
-    preset_path,
-    read_toml,
-)
+from slm2_minimal.config.files import PRESET_DIR, preset_names, preset_path, read_toml
 from slm2_minimal.config.overrides import parse_overrides
 from slm2_minimal.config.run import RunConfig
 from slm2_minimal.config.sections import (
