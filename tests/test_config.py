@@ -151,7 +151,12 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
         "optimizer.weight_decay = -0.1",
         "greater than or equal to 0",
     ),
-    (OptimizerConfig, {"weight_decay": float("inf")}, "optimizer.weight_decay = inf", "finite"),
+    (
+        OptimizerConfig,
+        {"weight_decay": float("inf")},
+        "optimizer.weight_decay = inf",
+        "equal to 1000",
+    ),
     (OptimizerConfig, {"clip_norm": 0.0}, "optimizer.clip_norm = 0.0", "greater than 0"),
     (DataConfig, {"seq_len": 0}, "data.seq_len = 0", "greater than 0"),
     (DataConfig, {"validation_percent": 100}, "data.validation_percent = 100", "less than 100"),
@@ -557,7 +562,7 @@ def test_shares_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--train.steps=1e3"], "train.steps = 1000.0: input should be a valid integer; write 1000"),
+        (["--train.steps=1e3"], "train.steps = 1000.0: .*valid integer; write 1000"),
         (["--train.seed=5.0"], "train.seed = 5.0: input should be a valid integer; write 5"),
         (["--train.steps", "9" * 5000], "train.steps = '9999.*valid integer"),
         (["--train.steps", "0x" + "f" * 5000], "train.steps = a number of thousands of digits: "),
@@ -565,7 +570,7 @@ def test_shares_that_cannot_be() -> None:
         (["--train.seed", str(2**64)], "train.seed = 1.*less than or equal to 9007199254740992"),
         (["--parallel.compile=True"], "parallel.compile = 'True': .*; write true"),
         (["--optimizer.eps=1e-46"], "optimizer.eps = 1e-46: .*greater than or equal to"),
-        (["--optimizer.weight_decay=1e30"], "optimizer.weight_decay = 1e.30: times schedule.peak"),
+        (["--optimizer.weight_decay=1e30"], "optimizer.weight_decay = 1e.30: .*equal to 1000"),
         (["--model.num_hidden_layers=10000000"], "model.num_hidden_layers = 10000000: .*1000"),
         (["--model.hidden_size=1048576"], "model.hidden_size = 1048576: .*any machine"),
         (["--model.partial_rotary_factor=0.0"], "model.partial_rotary_factor = 0.0: .*not 0"),

@@ -13,7 +13,7 @@ KEY = re.compile(r"--[^=]*\.")
 
 
 def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(the words of overrides, all others): `--section.field` takes the word behind it."""
+    """(overrides, all other words): `--section.field` takes the word behind it."""
     words = list(arguments)
     overrides: list[str] = []
     others: list[str] = []

@@ -46,19 +46,13 @@ class RunConfig(Section):
                 f"train.global_batch_tokens = {batch}: must be a multiple of micro_batch_size x"
                 f" seq_len = {micro_batch}; the nearest is {nearest_multiple(batch, micro_batch)}"
             )
-        schedule, steps, decay = self.schedule, self.train.steps, self.optimizer.weight_decay
+        schedule, steps = self.schedule, self.train.steps
         falls_to_zero = schedule.cooldown_start is not None or schedule.min_rate == 0
         if falls_to_zero and schedule.end is not None and schedule.end < steps:
             raise ConfigError(
                 f"train.steps = {steps}: goes on at a rate of 0 after the schedule's end at step"
                 f" {schedule.end}; move the cooldown, or give the schedule's lengths as shares of"
                 " train.steps, as in cooldown_start = 0.84, cooldown_steps = 0.16"
-            )
-        if decay * schedule.peak_rate >= 1:
-            raise ConfigError(
-                f"optimizer.weight_decay = {decay}: times schedule.peak_rate ="
-                f" {schedule.peak_rate} it must stay below 1; one update would decay all of a"
-                " weight"
             )
         slices = self.parallel.tensor_parallel
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):

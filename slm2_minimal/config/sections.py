@@ -75,9 +75,9 @@ class ModelConfig(Table):
 
     initializer_range: Annotated[float, Field(gt=0, le=100)] = 0.02
     """The standard deviation of the first weights."""
-    bos_token_id: Count = 100_257
+    bos_token_id: Count | None = 100_257
     """The id that begins a text, for config.json; training asks the tokenizer."""
-    eos_token_id: Count = 100_257
+    eos_token_id: Count | None = 100_257
     """The id that ends a text, likewise."""
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class ModelConfig(Table):
             )
         for name in ("bos_token_id", "eos_token_id"):
             token_id = getattr(self, name)
-            if token_id >= self.vocab_size:
+            if token_id is not None and token_id >= self.vocab_size:
                 raise ConfigError(
                     f"model.{name} = {token_id}: must lie below vocab_size = {self.vocab_size};"
                     " take the id from the tokenizer"
@@ -153,7 +153,7 @@ class ScheduleConfig(Table):
     kind: Literal["hybrid", "cosine", "inverse_sqrt", "wsd", "constant"] = "hybrid"
     """The shape after warm-up. hybrid: a quarter of a cosine, then an inverse square
     root; cosine: half a period; wsd: constant, with a cooldown to follow."""
-    peak_rate: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    peak_rate: PositiveFloat = 1e-3
     """The learning rate at the end of warm-up."""
     min_rate: Annotated[float, Field(ge=0)] = 1e-4
     """The minimum of the cosine; below peak_rate."""
@@ -234,7 +234,7 @@ class OptimizerConfig(Table):
     eps: Epsilon = 1e-8
     """What is added to the root of that mean before it divides."""
 
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=1_000)] = 0.1
     """Decay of matrices, times the learning rate; biases and norms have none."""
     clip_norm: PositiveFloat = 1.0
     """The norm that the whole gradient is scaled down to where it is larger."""
