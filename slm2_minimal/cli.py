@@ -306,7 +306,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         from slm2_minimal.launch.check import check
 
         launched = options.gpus is not None or "WORLD_SIZE" in os.environ
-        here = _number(int, 1, MOST_GPUS)(os.environ.get("WORLD_SIZE", "1"))
+        here = int(_number(int, 1, MOST_GPUS)(os.environ.get("WORLD_SIZE", "1")))
         gpus = here if options.gpus is None else options.gpus
         print("\n".join(check(config, gpus, options.gpu, launched=launched)))
         return

@@ -307,7 +307,7 @@ class TrainConfig(Table):
     keep_checkpoints: PositiveInt = 2
     """How many of the newest stay; the best stays too."""
 
-    spike_sigmas: Annotated[float, Field(ge=0)] = 6.0
+    spike_sigmas: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 6.0
     """A batch is passed over whose loss lies so many standard deviations above the
     recent mean; 0: only where loss or gradient is not finite."""
     profile_step: Count | None = None
