@@ -44,10 +44,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError where it cannot be read, ValueError
-    where it is no JSON.
+    """The content of a JSON file, with or without a byte-order mark. Raises OSError
+    where it cannot be read, ValueError where it is no JSON.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

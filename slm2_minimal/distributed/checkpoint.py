@@ -38,6 +38,7 @@ from slm2_minimal.distributed.world import World
 from slm2_minimal.files import digest, flush, read_json, sha256, write_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.tokenizer import Tokenizer
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
@@ -295,6 +296,19 @@ def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
     model = StableLM2(config.model)
     _read_tensors(folder, _weights(model, MODEL), world)
     return model, config.data.tokenizer
+
+
+def check_tokenizer(path_or_id: str, tokenizer: Tokenizer) -> None:
+    """Raise CheckpointError where the model that `load_model` took from there was
+    trained with another vocabulary. A Hugging Face folder knows of none.
+    """
+    folder = _checkpoint_of(Path(path_or_id))
+    trained_with = "" if folder is None else read_json(folder / STATE).get("tokenizer_fingerprint")
+    if trained_with and trained_with != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"tokenizer = {tokenizer.name!r}: {path_or_id!r} was trained with another vocabulary"
+            f" ({trained_with}, this is {tokenizer.fingerprint}); give the file of that time"
+        )
 
 
 def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
