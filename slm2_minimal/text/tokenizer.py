@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from slm2_minimal.config import PRESET_DIR, DataError
+from slm2_minimal.config.paths import expand
 from slm2_minimal.text.arcade import Arcade100k, find_ranks
 from slm2_minimal.text.interface import Tokenizer
 from slm2_minimal.text.sentence_piece import SentencePieceTokenizer
@@ -25,7 +26,7 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
         return Arcade100k.from_ranks_file(find_ranks(), "cl100k_base")
 
     # the others are files
-    path = PRESET_DIR / "tiny.model" if name == "tiny" else Path(name_or_path)
+    path = PRESET_DIR / "tiny.model" if name == "tiny" else Path(expand(name, "tokenizer"))
     if path.suffix not in (".model", ".tiktoken"):
         raise DataError(
             f"tokenizer = {name!r}: unknown; give arcade100k, tiny, a SentencePiece .model file, or"
