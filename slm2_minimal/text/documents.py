@@ -41,6 +41,7 @@ ROWS = 256  # of a Parquet file, held at a time
 CONVERT = "convert the file, for example with iconv"
 # owner/name or owner/name:configuration
 HUB_ID = regex.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?(:[^/:]+)?", regex.ASCII)
+_TWO_MARKS = regex.compile(r"\p{M}{2}")
 _MANY_MARKS = regex.compile(r"\p{M}{64,}")
 
 
@@ -77,9 +78,10 @@ def nfc(text: str) -> str:
     Long runs of combining marks are put in order before: Python takes a time for them
     that grows with the square of their length.
     """
-    if text.isascii():
-        return text
-    return unicodedata.normalize("NFC", _MANY_MARKS.sub(_ordered, well_formed(text)))
+    text = well_formed(text)
+    if _TWO_MARKS.search(text[::32]):  # a cheap sample, which shows every long run
+        text = _MANY_MARKS.sub(_ordered, text)
+    return unicodedata.normalize("NFC", text)
 
 
 def _ordered(run: "regex.Match[str]") -> str:

@@ -26,14 +26,14 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
         return Arcade100k.from_ranks_file(find_ranks(), "cl100k_base")
 
     # the others are files
-    path = PRESET_DIR / "tiny.model" if name == "tiny" else Path(expand(name, "tokenizer"))
+    path = PRESET_DIR / "tiny.model" if name == "tiny" else Path(name_or_path)
     if path.suffix not in (".model", ".tiktoken"):
         raise DataError(
             f"tokenizer = {name!r}: unknown; give arcade100k, tiny, a SentencePiece .model file, or"
             " a .tiktoken ranks file"
         )
     try:
-        content = path.read_bytes()
+        content = Path(expand(str(path), "tokenizer")).read_bytes()
     except OSError as error:
         raise DataError(
             f"tokenizer = {name!r}: {error.strerror}; give a file that can be read"
