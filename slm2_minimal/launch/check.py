@@ -12,13 +12,18 @@ import torch
 
 from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.distributed.world import World
-from slm2_minimal.launch.memory import GPUS_PER_NODE, memory
+from slm2_minimal.launch.memory import GPUS_PER_NODE, MOST_GPUS, memory
 from slm2_minimal.launch.planner import GPUS, RESERVE
 from slm2_minimal.train import resume, rules
 
 
 def check(
-    config: RunConfig, gpus: int, gpu: str | None = None, *, launched: bool = True
+    config: RunConfig,
+    gpus: int,
+    gpu: str | None = None,
+    *,
+    gpus_per_node: int = GPUS_PER_NODE,
+    launched: bool = True,
 ) -> list[str]:
     """Hold a run on `gpus` processes against all that can be known before it starts.
 
@@ -34,7 +39,7 @@ def check(
     Raises:
         ConfigError, DataError, CheckpointError: for the first thing that cannot be.
     """
-    nodes, per_node = nodes_of(gpus)
+    nodes, per_node = nodes_of(gpus, gpus_per_node)
     strategy = rules.check_run(config, gpus, per_node, launched=launched)
     memory_line = _memory(config, gpus, gpu, strategy)
     if config.data.sources and config.data.prepared is None and nodes > 1:
@@ -50,7 +55,7 @@ def check(
     positions = rules.sequences_of(config)
     epochs = data.loader.epochs(positions)
     return [
-        f"processes   {_processes(config, gpus, strategy)}",
+        f"processes   {_processes(config, nodes, per_node, strategy)}",
         f"batch       {_batch(config, gpus)}",
         f"memory      {memory_line}",
         f"tokenizer   {tokenizer.name}: {tokenizer.vocab_size:,} ids, "
@@ -62,21 +67,23 @@ def check(
     ]
 
 
-def nodes_of(gpus: int) -> tuple[int, int]:
+def nodes_of(gpus: int, per_node: int = GPUS_PER_NODE) -> tuple[int, int]:
     """(nodes, GPUs on each). Raises ConfigError where nodes would not be filled."""
-    if gpus < 1 or (gpus > GPUS_PER_NODE and gpus % GPUS_PER_NODE):
-        nearest = max(1, round(gpus / GPUS_PER_NODE) * GPUS_PER_NODE)
+    if per_node < 1:
+        raise ConfigError(f"gpus_per_node = {per_node}: must be at least 1")
+    if not 1 <= gpus <= MOST_GPUS or (gpus > per_node and gpus % per_node):
+        inside = min(max(gpus, 1), MOST_GPUS)
+        nearest = round(inside / per_node) * per_node or 1
         raise ConfigError(
-            f"gpus = {gpus}: must lie between 1 and {GPUS_PER_NODE}, or fill nodes of "
-            f"{GPUS_PER_NODE}; the nearest is {nearest}"
+            f"gpus = {gpus}: must lie between 1 and {per_node}, or fill nodes of "
+            f"{per_node}; the nearest is {nearest}"
         )
-    return -(-gpus // GPUS_PER_NODE), min(gpus, GPUS_PER_NODE)
+    return -(-gpus // per_node), min(gpus, per_node)
 
 
-def _processes(config: RunConfig, gpus: int, strategy: str) -> str:
-    nodes, per_node = nodes_of(gpus)
+def _processes(config: RunConfig, nodes: int, per_node: int, strategy: str) -> str:
     word = "node" if nodes == 1 else "nodes"
-    line = f"{gpus} = {nodes} {word} of {per_node}; {strategy}"
+    line = f"{nodes * per_node} = {nodes} {word} of {per_node}; {strategy}"
     if config.parallel.tensor_parallel > 1:
         line += f", tensor_parallel {config.parallel.tensor_parallel}"
     return line
