@@ -11,9 +11,11 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
+from slm2_minimal.config.paths import expand
 
 TAKE_A_CONFIG = ("prepare", "train", "plan", "launch")
 MODEL = (
@@ -206,7 +208,7 @@ def _add_launch(commands: Any) -> None:
 def _add_slurm_options(add: Callable[..., Any]) -> None:
     partition = "slurm: where it runs (default: the cluster's)"
     limit = "slurm: the limit of a job or task (default 24:00:00)"
-    sbatch = "slurm: an option of sbatch, as qos=high, or without one: mem=; may be repeated"
+    sbatch = "slurm: an option of sbatch, as qos=high; mem= leaves out ours; may be repeated"
     add("--partition", metavar="NAME", help=partition)
     add("--time", metavar="HH:MM:SS", help=limit)
     add("--sbatch", metavar="KEY=VALUE", action="append", help=sbatch)
@@ -316,7 +318,7 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
         [options.config, *rest],
         options.gpus,
         options.gpu,
-        options.out,
+        None if options.out is None else Path(expand(options.out, "out")),
         _slurm_options(options),
         gpus_per_node=options.gpus_per_node,
         prologue=options.prologue,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from slm2_minimal.cli import main
@@ -52,9 +53,7 @@ def commands(block: str) -> list[str]:
 
 @pytest.fixture
 def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what the README takes for granted: texts, a quiz, a site's script."""
-    parquet = pytest.importorskip("pyarrow.parquet")
-    arrow = pytest.importorskip("pyarrow")
+    """What the README takes for granted: texts, a quiz, a site's script."""
     texts = [document.text for document in load_corpus(languages=["en", "de", "nl"])]
     for folder in ("my_texts", "crawl"):
         (tmp_path / folder).mkdir()
@@ -63,7 +62,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     crawl = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "crawl" / "0.jsonl").write_text(crawl)
     books = [document.text for document in load_corpus(languages=["fr", "it"])]
-    parquet.write_table(arrow.table({"content": books}), tmp_path / "books.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"content": books}), tmp_path / "books.parquet")
     (tmp_path / "quiz.jsonl").write_text('{"text": "Which bird builds no nest of its own?"}\n')
     (tmp_path / "site.sh").write_text("module() { :; }\nmodule load cuda\n")
     monkeypatch.chdir(tmp_path)
@@ -72,7 +71,6 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_every_block_in_order(sandbox: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for language, block in BLOCKS:
         if language == "toml":

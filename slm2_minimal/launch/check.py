@@ -12,7 +12,7 @@ import torch
 
 from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.distributed.world import World
-from slm2_minimal.launch.memory import GPUS_PER_NODE, MOST_GPUS, memory
+from slm2_minimal.launch.memory import GPUS_PER_NODE, memory
 from slm2_minimal.launch.planner import GPUS, RESERVE
 from slm2_minimal.train import resume, rules
 
@@ -71,9 +71,8 @@ def nodes_of(gpus: int, per_node: int = GPUS_PER_NODE) -> tuple[int, int]:
     """(nodes, GPUs on each). Raises ConfigError where nodes would not be filled."""
     if per_node < 1:
         raise ConfigError(f"gpus_per_node = {per_node}: must be at least 1")
-    if not 1 <= gpus <= MOST_GPUS or (gpus > per_node and gpus % per_node):
-        inside = min(max(gpus, 1), MOST_GPUS)
-        nearest = round(inside / per_node) * per_node or 1
+    if gpus < 1 or (gpus > per_node and gpus % per_node):
+        nearest = max(1, round(gpus / per_node) * per_node)
         raise ConfigError(
             f"gpus = {gpus}: must lie between 1 and {per_node}, or fill nodes of "
             f"{per_node}; the nearest is {nearest}"

@@ -25,7 +25,7 @@ def launch(
     words: Sequence[str],
     gpus: int,
     gpu: str | None = None,
-    folder: str | Path | None = None,
+    folder: Path | None = None,
     options: Mapping[str, str | None] | None = None,
     *,
     gpus_per_node: int = GPUS_PER_NODE,
@@ -39,12 +39,14 @@ def launch(
     submitted to SLURM. `prologue` names a file of bash; see `scripts`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: as `check`; files that cannot be read
-        or written; no `sbatch`. RuntimeError: `sbatch` refused.
+        ConfigError, DataError, CheckpointError: as `check` and `scripts`; a prologue
+        that is no bash; no `sbatch`. RuntimeError: `sbatch` refused.
     """
+    # hybrid shares within a node, however many GPUs that has
     if config.parallel.strategy == "hybrid" and config.parallel.shard_ranks is None:
         parallel = config.parallel.replace(shard_ranks=min(gpus, gpus_per_node))
         config = dataclasses.replace(config, parallel=parallel)
+
     for line in check(config, gpus, gpu, gpus_per_node=gpus_per_node):
         logger.info(line)
     slurm = gpus > gpus_per_node or bool(options)
@@ -54,19 +56,15 @@ def launch(
             " to write the scripts"
         )
 
-    if folder is None:
-        folder = Path(config.train.output_dir, "launch")
-    folder = Path(expand(str(folder), "out"))
+    folder = folder or Path(config.train.output_dir) / "launch"
+    lines = "" if prologue is None else read_prologue(prologue)
     texts = scripts(
-        config, words, gpus, folder, options, gpus_per_node=gpus_per_node, prologue=read(prologue)
+        config, words, gpus, folder, options, gpus_per_node=gpus_per_node, prologue=lines
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            with whole_file(folder / name) as file:
-                file.write(os.fsencode(text))
-    except OSError as error:
-        raise ConfigError(f"out = {str(folder)!r}: {error.strerror}; name another folder") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        with whole_file(folder / name) as file:
+            file.write(os.fsencode(text))
 
     program, script = ("sbatch", "slurm.sh") if slurm else ("bash", "torchrun.sh")
     command = [program, str(folder / script)]
@@ -83,10 +81,8 @@ def launch(
         os.execvp(program, command)
 
 
-def read(prologue: str | None) -> str:
+def read_prologue(prologue: str) -> str:
     """The lines of a file of bash. Raises ConfigError where it is none."""
-    if prologue is None:
-        return ""
     path = Path(expand(prologue, "prologue"))
     try:
         text = path.read_text(encoding="utf-8")

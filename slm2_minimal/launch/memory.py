@@ -13,7 +13,6 @@ from slm2_minimal.config import SHARDED, ModelConfig, RunConfig
 from slm2_minimal.model.loss import CHUNK_BYTES
 
 GPUS_PER_NODE = 8  # assumption; the report's 64 nodes of 8 (confirmed)
-MOST_GPUS = 2**20  # that a run may ask for; more than any cluster has
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from slm2_minimal.config import CHECKPOINTING, SHARDED, STRATEGIES, ConfigError,
 from slm2_minimal.distributed.device import DATA_SHEET_PEAK
 from slm2_minimal.launch.memory import (
     GPUS_PER_NODE,
-    MOST_GPUS,
     Memory,
     memory,
     root_and_block,
@@ -373,7 +372,7 @@ def _check(config: RunConfig, gpus: int, gpu: str, strategy: str, checkpointing:
 
 def _nearest(gpus: int, micro_batches: int) -> int:
     """The number closest to `gpus` that divides the batch and fills its nodes."""
-    inside = min(max(gpus, 1), micro_batches, MOST_GPUS)
+    inside = min(max(gpus, 1), micro_batches)
     for distance in range(inside):
         for n in (inside - distance, inside + distance):
             if micro_batches % n == 0 and (n < GPUS_PER_NODE or n % GPUS_PER_NODE == 0):

@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher import api
 
     logging.disable(logging.ERROR)  # the processes, and `_monitor_workers`, have said it
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         return USER_ERROR if USER_ERROR in codes else 1
     except SignalException as error:
         return 128 + error.sigval
-    except (RuntimeError, OSError) as error:  # the nodes did not meet
+    except (RendezvousError, RuntimeError, OSError) as error:  # the nodes did not meet
         print(f"slm2: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

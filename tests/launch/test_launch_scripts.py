@@ -180,16 +180,6 @@ def test_a_prologue_that_is_none(small_run: Make, tmp_path: Path, content: bytes
     assert not out.exists()
 
 
-@pytest.mark.parametrize("out", ["", "file", "file/below", "x" * 300, "\0"])
-def test_a_folder_that_cannot_be_written(
-    small_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("file").write_text("")
-    said = complaint(lambda: launch(small_run(), ["x"], 2, None, out, dry_run=True), ConfigError)
-    assert said.startswith("out = ")
-
-
 def test_hybrid_shares_among_the_gpus_of_a_node(
     small_run: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
