@@ -228,13 +228,17 @@ def _add_plan(commands: Any) -> None:
 
 def _add_launch(commands: Any) -> None:
     summary = "check a run, write its scripts, and start it on this machine's GPUs or on SLURM's"
-    gpus = "in all; above 8, whole nodes of 8, which SLURM gives"
+    gpus = "in all; above a node's, whole nodes, which SLURM gives"
+    prologue = "lines of bash that every node runs first: modules, a container, variables"
     out = "where the scripts are written (default: launch/ in train.output_dir)"
     dry_run = "check and write the scripts, and start nothing"
     add = _command(commands, "launch", _launch, summary)
     add("--gpus", type=_number(int, 1, MOST_GPUS), required=True, metavar="N", help=gpus)
+    per_node = _number(int, 1, MOST_GPUS)
+    add("--gpus-per-node", type=per_node, default=8, metavar="N", help="of a node (default 8)")
     add("--gpu", metavar="NAME", help=GPU)
     add("--out", metavar="DIR", help=out)
+    add("--prologue", metavar="FILE", help=prologue)
     add("--dry-run", action="store_true", help=dry_run)
     _add_slurm_options(add)
 
@@ -242,7 +246,7 @@ def _add_launch(commands: Any) -> None:
 def _add_slurm_options(add: Callable[..., Any]) -> None:
     partition = "slurm: where it runs (default: the cluster's)"
     limit = "slurm: the limit of a job or task (default 24:00:00)"
-    sbatch = "slurm: one more option of sbatch, for example qos=high; may be repeated"
+    sbatch = "slurm: an option of sbatch, as qos=high; mem= leaves out ours; may be repeated"
     add("--partition", metavar="NAME", help=partition)
     add("--time", metavar="HH:MM:SS", help=limit)
     add("--sbatch", metavar="KEY=VALUE", action="append", help=sbatch)
@@ -354,6 +358,8 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
         options.gpu,
         None if options.out is None else Path(expand(options.out, "out")),
         _slurm_options(options),
+        gpus_per_node=options.gpus_per_node,
+        prologue=options.prologue,
         dry_run=options.dry_run,
     )
 
@@ -402,16 +408,17 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
         print(line, flush=True)  # each when it is measured
 
 
-def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
-    """What was given of them, by sbatch's long names."""
-    chosen = {"partition": options.partition, "time": options.time}
+def _slurm_options(options: argparse.Namespace) -> dict[str, str | None]:
+    """What was given of them, by sbatch's long names; None: leave ours out."""
+    named = {"partition": options.partition, "time": options.time}
+    chosen = {key: value for key, value in named.items() if value is not None}
     for word in options.sbatch or ():
-        key, _, value = word.partition("=")
-        chosen[key] = value
+        key, equals, value = word.partition("=")
+        chosen[key] = None if equals and not value else value
     for key, value in chosen.items():
         if not re.fullmatch("[a-z][a-z-]*", key) or not (value or "").isprintable():
             raise UserError(
                 f"--sbatch {key}={shown(value)}: would be another line of the script; give"
                 " KEY=VALUE without line breaks"
             )
-    return {key: value for key, value in chosen.items() if value is not None}
+    return chosen

@@ -21,7 +21,12 @@ from slm2_minimal.train.schedule import learning_rate
 
 
 def check(
-    config: RunConfig, gpus: int, gpu: str | None = None, *, launched: bool = True
+    config: RunConfig,
+    gpus: int,
+    gpu: str | None = None,
+    *,
+    gpus_per_node: int = GPUS_PER_NODE,
+    launched: bool = True,
 ) -> list[str]:
     """Hold a run on `gpus` processes against all that can be known before it starts.
 
@@ -37,7 +42,7 @@ def check(
     Raises:
         ConfigError, DataError, CheckpointError: for the first thing that cannot be.
     """
-    nodes, per_node = nodes_of(gpus)
+    nodes, per_node = nodes_of(gpus, gpus_per_node)
     strategy = rules.check_run(config, gpus, per_node, launched=launched)
     memory_line = _memory(config, gpus, gpu, strategy)
     if config.data.sources and config.data.prepared is None and nodes > 1:
@@ -53,7 +58,7 @@ def check(
     positions = rules.sequences_of(config)
     epochs = data.loader.epochs(positions)
     return [
-        f"processes   {_processes(config, gpus, strategy)}",
+        f"processes   {_processes(config, nodes, per_node, strategy)}",
         f"batch       {_batch(config, gpus)}",
         f"memory      {memory_line}",
         f"tokenizer   {tokenizer.name}: {tokenizer.vocab_size:,} ids, "
@@ -67,21 +72,22 @@ def check(
     ]
 
 
-def nodes_of(gpus: int) -> tuple[int, int]:
+def nodes_of(gpus: int, per_node: int = GPUS_PER_NODE) -> tuple[int, int]:
     """(nodes, GPUs on each). Raises ConfigError where nodes would not be filled."""
-    if gpus < 1 or (gpus > GPUS_PER_NODE and gpus % GPUS_PER_NODE):
-        nearest = max(1, round(gpus / GPUS_PER_NODE) * GPUS_PER_NODE)
+    if per_node < 1:
+        raise ConfigError(f"gpus_per_node = {per_node}: must be at least 1")
+    if gpus < 1 or (gpus > per_node and gpus % per_node):
+        nearest = max(1, round(gpus / per_node) * per_node)
         raise ConfigError(
-            f"gpus = {gpus}: must lie between 1 and {GPUS_PER_NODE}, or fill nodes of "
-            f"{GPUS_PER_NODE}; the nearest is {nearest}"
+            f"gpus = {gpus}: must lie between 1 and {per_node}, or fill nodes of "
+            f"{per_node}; the nearest is {nearest}"
         )
-    return -(-gpus // GPUS_PER_NODE), min(gpus, GPUS_PER_NODE)
+    return -(-gpus // per_node), min(gpus, per_node)
 
 
-def _processes(config: RunConfig, gpus: int, strategy: str) -> str:
-    nodes, per_node = nodes_of(gpus)
+def _processes(config: RunConfig, nodes: int, per_node: int, strategy: str) -> str:
     word = "node" if nodes == 1 else "nodes"
-    line = f"{gpus} = {nodes} {word} of {per_node}; {strategy}"
+    line = f"{nodes * per_node} = {nodes} {word} of {per_node}; {strategy}"
     if config.parallel.tensor_parallel > 1:
         line += f", tensor_parallel {config.parallel.tensor_parallel}"
     return line

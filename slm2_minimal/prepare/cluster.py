@@ -90,7 +90,7 @@ def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
 def run_slurm(
     run: RunConfig,
     tasks: int | None = None,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str | None] | None = None,
     *,
     dry_run: bool = False,
 ) -> None:
@@ -134,7 +134,7 @@ def run_slurm(
 
 
 def _slurm_executor(
-    job: Job, options: Mapping[str, str], stage: str, step: "Step", count: int
+    job: Job, options: Mapping[str, str | None], stage: str, step: "Step", count: int
 ) -> SlurmPipelineExecutor:
     """The tasks of one stage as one job array."""
     return SlurmPipelineExecutor(
