@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import slm2_minimal
-from slm2_minimal.cli import log_to_terminal
 from slm2_minimal.config import DataConfig, PrepareConfig
 from slm2_minimal.prepare.units import Unit
 from slm2_minimal.prepare.work import Job
+from slm2_minimal.terminal import log_to_terminal
 
 WITHOUT_THE_PACKAGES_OWN_INIT = """
 import importlib, pathlib, sys, types
@@ -95,7 +95,7 @@ def test_a_terminal_that_takes_no_more_lines(
     """A closed pipe ends the command quietly; a full disk is said in one line."""
     arguments = f"--data.prepared {tmp_path / 'out'} --prepare.workers 1"
     sources = """--data.sources '{de = {languages = ["de"], domains = ["recipes"]}}'"""
-    command = f"{sys.executable} -m slm2_minimal.cli prepare tiny {arguments} {sources} {where}"
+    command = f"{sys.executable} -m slm2_minimal prepare tiny {arguments} {sources} {where}"
     script = f"set -o pipefail; {command}"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (code, 1 if told else 0), result.stderr

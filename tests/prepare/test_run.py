@@ -359,7 +359,7 @@ def test_the_command_line(config: Make, tmp_path: Path) -> None:
         "--data.sources",
         '{de = {languages = ["de"]}}',
     ]
-    command = [sys.executable, "-m", "slm2_minimal.cli", "prepare", "tiny", *arguments]
+    command = [sys.executable, "-m", "slm2_minimal", "prepare", "tiny", *arguments]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), f"after {time.perf_counter() - started:.0f} s"

@@ -44,7 +44,7 @@ def test_a_closed_terminal_saves_and_ends(small_run: Make, tmp_path: Path) -> No
     changes |= {"train.save_every": 1000, "train.validate_every": 1000}
     config = small_run(**changes)
     code = (
-        "import json, sys; from slm2_minimal.cli import log_to_terminal;"
+        "import json, sys; from slm2_minimal.terminal import log_to_terminal;"
         "from slm2_minimal.config import RunConfig;"
         "from slm2_minimal.train.trainer import Trainer; log_to_terminal();"
         "Trainer.from_config(RunConfig.from_dict(json.loads(sys.argv[1]))).run()"
