@@ -334,8 +334,8 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.distributed.checkpoint import check_tokenizer, load_model
     from slm2_minimal.distributed.device import pick_device
+    from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
     from slm2_minimal.inference.generate import stream_text
     from slm2_minimal.inference.sampling import Sampling
     from slm2_minimal.text.tokenizer import load_tokenizer

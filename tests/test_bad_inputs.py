@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig, SourceConfig
-from slm2_minimal.distributed.checkpoint import load_model
+from slm2_minimal.distributed.pretrained import load_model
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.train.trainer import Trainer
 from tests.test_cli import write_config

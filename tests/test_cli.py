@@ -18,7 +18,7 @@ from slm2_minimal import generate, load_tokenizer
 from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig
 from slm2_minimal.config.keys import manual
-from slm2_minimal.distributed.checkpoint import load_model
+from slm2_minimal.distributed.pretrained import load_model
 from slm2_minimal.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

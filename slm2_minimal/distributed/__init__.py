@@ -5,6 +5,7 @@ In: a run's configuration, and what torchrun says in the environment. Out: a `Wo
 number of ranks can read. The model itself knows nothing of this room.
 
 Read device (CPU or GPU, number formats, speed), world (processes and the few numbers
-they tell each other), parallel (the five strategies), checkpoint (whole or absent).
+they tell each other), parallel (the five strategies), checkpoint (whole or absent),
+pretrained (weights from wherever they lie).
 Chapter 8 builds the strategies by hand; chapter 7 saves and resumes.
 """

@@ -36,9 +36,7 @@ from slm2_minimal.config import CheckpointError, ConfigError, ModelConfig, RunCo
 from slm2_minimal.config.difference import first_difference
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import digest, flush, read_json, sha256, write_json
-from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.text.tokenizer import Tokenizer
 
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
@@ -49,11 +47,9 @@ CHECKPOINT = re.compile(r"step-\d{8}")
 LEFTOVER = re.compile(r"\.step-\d{8}\.part|\.old-step-\d{8}")
 REMOVE = "remove this folder to go on from the one before"
 NOT_SIGNED = "another rank could not write its part"
-# Fields of a model's configuration on which no weight depends.
-FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
 
 
-def _name(step: int) -> str:
+def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
@@ -92,7 +88,7 @@ class Checkpointer:
         `best` is what BEST will hold once the checkpoint is published.
         """
         self.wait()
-        part = self.run_dir / f".{_name(step)}.part"
+        part = self.run_dir / f".{folder_name(step)}.part"
         if self.world.is_first:
             part.parent.mkdir(parents=True, exist_ok=True)
             for leftover in _folders(self.run_dir, LEFTOVER):  # of a crash
@@ -140,7 +136,7 @@ class Checkpointer:
 
     def settle_best(self, best: dict[str, Any]) -> dict[str, Any]:
         """`best`, if its checkpoint is still there, else {}; BEST will say the same."""
-        exists = bool(best) and (self.run_dir / _name(best["step"]) / STATE).exists()
+        exists = bool(best) and (self.run_dir / folder_name(best["step"]) / STATE).exists()
         if not self.world.gather(exists)[0]:
             return {}
         if self.world.is_first:
@@ -173,7 +169,7 @@ class Checkpointer:
         flush(part)
 
         # From here on, it counts
-        final = self.run_dir / _name(state["step"])
+        final = self.run_dir / folder_name(state["step"])
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
         flush(self.run_dir)
@@ -198,7 +194,7 @@ def _folders(run_dir: Path, name: re.Pattern[str]) -> list[Path]:
 
 def prune(run_dir: Path, keep: int, keep_steps: Iterable[int] = ()) -> None:
     """Remove all but the newest `keep` checkpoints and those of `keep_steps`."""
-    names = {_name(step) for step in keep_steps}
+    names = {folder_name(step) for step in keep_steps}
     for old in steps(run_dir)[:-keep]:
         if old.name not in names:
             # Renamed at once, so that none is ever seen half removed.
@@ -280,77 +276,10 @@ def load(
     Raises CheckpointError as `read_state` does, and for another architecture.
     """
     state = read_state(folder, world)
-    _check_architecture(folder, saved_config(folder, state).model, model.config)
+    check_architecture(folder, saved_config(folder, state).model, model.config)
     _prepare_state(optimizer)
-    _read_tensors(folder, named_tensors(model, optimizer), world)
+    read_tensors(folder, named_tensors(model, optimizer), world)
     return state
-
-
-def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
-    """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`."""
-    world = World(torch.device("cpu"))
-    folder, state = _find(path_or_id, world)
-    if state is None:
-        return StableLM2.from_pretrained(folder), None
-    config = saved_config(folder, state)
-    model = StableLM2(config.model)
-    _read_tensors(folder, _weights(model, MODEL), world)
-    return model, config.data.tokenizer
-
-
-def check_tokenizer(path_or_id: str, tokenizer: Tokenizer) -> None:
-    """Raise CheckpointError where the model that `load_model` took from there was
-    trained with another vocabulary. A Hugging Face folder knows of none.
-    """
-    folder = _checkpoint_of(Path(path_or_id))
-    trained_with = "" if folder is None else read_json(folder / STATE).get("tokenizer_fingerprint")
-    if trained_with and trained_with != tokenizer.fingerprint:
-        raise CheckpointError(
-            f"tokenizer = {tokenizer.name!r}: {path_or_id!r} was trained with another vocabulary"
-            f" ({trained_with}, this is {tokenizer.fingerprint}); give the file of that time"
-        )
-
-
-def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
-    """Fill a model under any strategy with weights alone; name their tokenizer.
-
-    They come from a run's folder (its best checkpoint, or else the newest), a
-    checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered weights must
-    have been dropped (`Replica.reshard`). Raises CheckpointError for none, damaged
-    ones, and those of another architecture.
-    """
-    folder, state = _find(path_or_id, world)
-    if state is None:
-        theirs, prefix, tokenizer = hub.read_config(folder), "", None
-    else:
-        config = saved_config(folder, state)
-        theirs, prefix, tokenizer = config.model, MODEL, config.data.tokenizer
-    free = {field: getattr(model.config, field) for field in FREE_FIELDS}
-    _check_architecture(folder, theirs.replace(**free), model.config)
-    _read_tensors(folder, _weights(model, prefix), world)
-    return tokenizer
-
-
-def _find(path_or_id: str, world: World) -> tuple[Path, dict[str, Any] | None]:
-    """(folder of the weights, its state); None for Hugging Face's format."""
-    folder = world.gather(_checkpoint_of(Path(path_or_id)))[0]  # one rank says for all
-    if folder is None:
-        return hub.resolve(path_or_id), None
-    return folder, read_state(folder, world)
-
-
-def _checkpoint_of(path: Path) -> Path | None:
-    """The folder itself, or of a run the best or else the newest; None if neither."""
-    if (path / STATE).exists():
-        return path
-    saved = steps(path)
-    try:
-        best = path / _name(int(read_json(path / BEST)["step"]))
-    except (OSError, ValueError, KeyError, TypeError):  # none, or a note that is damaged
-        best = None
-    if best in saved:
-        return best
-    return saved[-1] if saved else None
 
 
 def named_tensors(model: StableLM2, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -358,18 +287,18 @@ def named_tensors(model: StableLM2, optimizer: torch.optim.Optimizer) -> dict[st
 
     For example model/lm_head.weight, optimizer/lm_head.weight/exp_avg.
     """
-    tensors = _weights(model, MODEL)
+    tensors = weights_of(model, MODEL)
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{key}"] = value
     return tensors
 
 
-def _weights(model: StableLM2, prefix: str) -> dict[str, Tensor]:
+def weights_of(model: StableLM2, prefix: str) -> dict[str, Tensor]:
     return {prefix + name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _check_architecture(folder: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
+def check_architecture(folder: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
     field, saved, here = first_difference(vars(theirs), vars(ours))
     if field:
         where = f"the checkpoint {str(folder)!r} has {saved!r}"
@@ -388,7 +317,7 @@ def _prepare_state(optimizer: torch.optim.Optimizer) -> None:
                 }
 
 
-def _read_tensors(folder: Path, tensors: dict[str, Tensor], world: World | None) -> None:
+def read_tensors(folder: Path, tensors: dict[str, Tensor], world: World | None) -> None:
     """Fill `tensors` in place, each rank its own parts."""
     group = None if world is None else world.group
     reader = HuggingFaceStorageReader(str(folder))

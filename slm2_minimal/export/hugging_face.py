@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from slm2_minimal.config import DataError
-from slm2_minimal.distributed.checkpoint import check_tokenizer, load_model
+from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
 from slm2_minimal.text.tokenizer import load_tokenizer
 
 

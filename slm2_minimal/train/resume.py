@@ -9,7 +9,7 @@ from typing import Any
 
 from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
 from slm2_minimal.config.difference import first_difference
-from slm2_minimal.distributed import checkpoint
+from slm2_minimal.distributed import checkpoint, pretrained
 from slm2_minimal.distributed.world import World
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
@@ -112,7 +112,7 @@ def load_initial_weights(
     """
     source = config.train.init_from
     assert source is not None
-    name = checkpoint.load_weights(source, model, world)
+    name = pretrained.load_weights(source, model, world)
     if name is None:
         logger.info("weights of %s; their tokenizer is not known there", source)
         return

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slm2_minimal.config import CheckpointError, RunConfig
-from slm2_minimal.distributed import checkpoint
+from slm2_minimal.distributed import checkpoint, pretrained
 from slm2_minimal.train.trainer import Trainer
 from tests.complaints import complaint
 from tests.train.runs import SHARD, losses
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_is_not_damaged(
 def test_a_damaged_note_of_the_best(content: str, small_run: Make) -> None:
     folder = run(small_run, 2)
     (folder / "best.json").write_text(content)
-    assert checkpoint.load_model(str(folder))[1] == "tiny"
+    assert pretrained.load_model(str(folder))[1] == "tiny"
     run(small_run, 4)
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import StableLmForCausalLM
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.distributed import checkpoint
+from slm2_minimal.distributed import checkpoint, pretrained
 from slm2_minimal.distributed.world import World
 from slm2_minimal.train.trainer import Trainer
 
@@ -157,7 +157,7 @@ def test_a_model_of_many_ranks_in_one_process(ranks: Any, small_run: Make, tmp_p
     [(end, _), *_] = ranks(
         4, trained, config.to_dict() | {"parallel": {"strategy": "fsdp", "tensor_parallel": 2}}
     )
-    model, tokenizer = checkpoint.load_model(config.train.output_dir)
+    model, tokenizer = pretrained.load_model(config.train.output_dir)
     assert tokenizer == "tiny"
     assert all(
         torch.equal(parameter, end[f"model/{name}"]) for name, parameter in model.named_parameters()

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from slm2_minimal.config import CheckpointError, DataError, RunConfig
-from slm2_minimal.distributed import checkpoint
+from slm2_minimal.distributed import checkpoint, pretrained
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.train.schedule import learning_rate
 from slm2_minimal.train.trainer import Trainer, TrainingError
@@ -181,7 +181,7 @@ def test_the_best_is_what_a_resumed_run_knows(small_run: Make) -> None:
     run = Path(config.train.output_dir)
     best = json.loads((run / "best.json").read_text())
     (run / "best.json").write_text(json.dumps({"step": 1}))
-    assert checkpoint.load_model(str(run))[1] == "tiny", (
+    assert pretrained.load_model(str(run))[1] == "tiny", (
         "a note of one that is gone leads to the newest"
     )
     trainer = Trainer.from_config(config)

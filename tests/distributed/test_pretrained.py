@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from slm2_minimal.config import CheckpointError, RunConfig
-from slm2_minimal.distributed import checkpoint
+from slm2_minimal.distributed import checkpoint, pretrained
 from slm2_minimal.distributed.parallel import parallelize
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import read_json, write_json
@@ -35,7 +35,7 @@ MODEL = {
 def filled(world: World, tables: dict[str, Any], source: str) -> tuple[Weights, str | None]:
     """Whole weights of a fresh model after loading, and the tokenizer's name."""
     replica = parallelize(RunConfig.from_dict(tables), world, torch.float32)
-    name = checkpoint.load_weights(source, replica.model, world)
+    name = pretrained.load_weights(source, replica.model, world)
     weights = {}
     for key, parameter in replica.model.named_parameters():
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
@@ -81,7 +81,7 @@ PARALLEL: list[tuple[int, dict[str, Any]]] = [
 def test_into_every_strategy(run_dir: Path, ranks: Any, small_run: Make, tmp_path: Path) -> None:
     """Bitwise, from a checkpoint and from Hugging Face's format in several files."""
     saved = run_dir / "step-00000004"
-    model, _ = checkpoint.load_model(str(saved))
+    model, _ = pretrained.load_model(str(saved))
     hub = tmp_path / "hub"
     model.save_pretrained(hub, max_shard_bytes=50_000)
     assert len(list(hub.glob("*.safetensors"))) > 1
@@ -98,7 +98,7 @@ def test_into_every_strategy(run_dir: Path, ranks: Any, small_run: Make, tmp_pat
 
 def test_of_a_run_the_best_or_else_the_newest(run_dir: Path, small_run: Make) -> None:
     tables = small_run(**MODEL).to_dict()
-    both = [weights_of(checkpoint.load_model(str(f))[0]) for f in checkpoint.steps(run_dir)]
+    both = [weights_of(pretrained.load_model(str(f))[0]) for f in checkpoint.steps(run_dir)]
     assert_same(filled(ALONE, tables, str(run_dir))[0], both[0])
     (run_dir / checkpoint.BEST).unlink()
     assert_same(filled(ALONE, tables, str(run_dir))[0], both[1])
@@ -111,7 +111,7 @@ def test_weights_of_16_bits_and_a_tied_head(small_run: Make, tmp_path: Path) -> 
     source.save_pretrained(tmp_path / "hub")
     assert "lm_head.weight" not in load_file(tmp_path / "hub" / "model.safetensors")
     model = StableLM2(config.model)
-    checkpoint.load_weights(str(tmp_path / "hub"), model, ALONE)
+    pretrained.load_weights(str(tmp_path / "hub"), model, ALONE)
     assert_same(weights_of(model), {k: v.float() for k, v in weights_of(source).items()})
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -119,7 +119,7 @@ def test_weights_of_16_bits_and_a_tied_head(small_run: Make, tmp_path: Path) -> 
 def test_the_context_may_be_another(run_dir: Path, small_run: Make) -> None:
     """A longer context is no other architecture."""
     tables = small_run(**MODEL, **{"model.max_position_embeddings": 128}).to_dict()
-    expected = checkpoint.load_model(str(run_dir))[0]
+    expected = pretrained.load_model(str(run_dir))[0]
     assert_same(filled(ALONE, tables, str(run_dir))[0], weights_of(expected))
 
 
@@ -127,7 +127,7 @@ def test_the_context_may_be_another(run_dir: Path, small_run: Make) -> None:
 def test_another_architecture(kind: str, run_dir: Path, small_run: Make, tmp_path: Path) -> None:
     source = run_dir / "step-00000004"
     if kind == "hub":
-        checkpoint.load_model(str(source))[0].save_pretrained(tmp_path / "hub")
+        pretrained.load_model(str(source))[0].save_pretrained(tmp_path / "hub")
         source = tmp_path / "hub"
     tables = small_run(**MODEL | {"model.num_hidden_layers": 3}).to_dict()
     message = complaint(lambda: filled(ALONE, tables, str(source)), CheckpointError)
@@ -150,7 +150,7 @@ def test_what_is_damaged_or_missing(
     """In one line, on every rank."""
     tables = small_run(**MODEL).to_dict() | {"parallel": {"strategy": "fsdp"}}
     hub, saved = tmp_path / "hub", run_dir / "step-00000004"
-    checkpoint.load_model(str(saved))[0].save_pretrained(hub)
+    pretrained.load_model(str(saved))[0].save_pretrained(hub)
     weights = hub / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     shard = next(saved.glob("shard-00002*"))

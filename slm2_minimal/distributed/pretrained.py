@@ -1,0 +1,95 @@
+"""A model's weights from wherever they lie: a run, a checkpoint, a folder, the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slm2_minimal.config import CheckpointError
+from slm2_minimal.distributed.checkpoint import (
+    BEST,
+    MODEL,
+    STATE,
+    check_architecture,
+    folder_name,
+    read_state,
+    read_tensors,
+    saved_config,
+    steps,
+    weights_of,
+)
+from slm2_minimal.distributed.world import World
+from slm2_minimal.files import read_json
+from slm2_minimal.model import hub
+from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.tokenizer import Tokenizer
+
+# Fields of a model's configuration on which no weight depends.
+FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
+
+
+def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
+    """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`."""
+    world = World(torch.device("cpu"))
+    folder, state = _find(path_or_id, world)
+    if state is None:
+        return StableLM2.from_pretrained(folder), None
+    config = saved_config(folder, state)
+    model = StableLM2(config.model)
+    read_tensors(folder, weights_of(model, MODEL), world)
+    return model, config.data.tokenizer
+
+
+def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
+    """Fill a model under any strategy with weights alone; name their tokenizer.
+
+    They come from a run's folder (its best checkpoint, or else the newest), a
+    checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered weights must
+    have been dropped (`Replica.reshard`). Raises CheckpointError for none, damaged
+    ones, and those of another architecture.
+    """
+    folder, state = _find(path_or_id, world)
+    if state is None:
+        theirs, prefix, tokenizer = hub.read_config(folder), "", None
+    else:
+        config = saved_config(folder, state)
+        theirs, prefix, tokenizer = config.model, MODEL, config.data.tokenizer
+    free = {field: getattr(model.config, field) for field in FREE_FIELDS}
+    check_architecture(folder, theirs.replace(**free), model.config)
+    read_tensors(folder, weights_of(model, prefix), world)
+    return tokenizer
+
+
+def check_tokenizer(path_or_id: str, tokenizer: Tokenizer) -> None:
+    """Raise CheckpointError where the model that `load_model` took from there was
+    trained with another vocabulary. A Hugging Face folder knows of none.
+    """
+    folder = _checkpoint_of(Path(path_or_id))
+    trained_with = "" if folder is None else read_json(folder / STATE).get("tokenizer_fingerprint")
+    if trained_with and trained_with != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"tokenizer = {tokenizer.name!r}: {path_or_id!r} was trained with another vocabulary"
+            f" ({trained_with}, this is {tokenizer.fingerprint}); give the file of that time"
+        )
+
+
+def _find(path_or_id: str, world: World) -> tuple[Path, dict[str, Any] | None]:
+    """(folder of the weights, its state); None for Hugging Face's format."""
+    folder = world.gather(_checkpoint_of(Path(path_or_id)))[0]  # one rank says for all
+    if folder is None:
+        return hub.resolve(path_or_id), None
+    return folder, read_state(folder, world)
+
+
+def _checkpoint_of(path: Path) -> Path | None:
+    """The folder itself, or of a run the best or else the newest; None if neither."""
+    if (path / STATE).exists():
+        return path
+    saved = steps(path)
+    try:
+        best = path / folder_name(int(read_json(path / BEST)["step"]))
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a note that is damaged
+        best = None
+    if best in saved:
+        return best
+    return saved[-1] if saved else None
