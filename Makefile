@@ -41,6 +41,7 @@ test-all: check
 
 train: $(READY)
 	$(BIN)/slm2 train tiny
+	@echo 'Next: source $(BIN)/activate; slm2 generate runs/tiny --prompt "Der Zug kam"'
 
 notebooks: $(READY)
 	$(BIN)/python book/notebooks.py run

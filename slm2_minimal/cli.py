@@ -6,8 +6,11 @@ once.
 """
 
 import argparse
+import errno
+import io
 import logging
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -15,36 +18,55 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
+from slm2_minimal.config.errors import one_line, shown
+from slm2_minimal.config.overrides import split_overrides
+from slm2_minimal.config.paths import expand
 
 TAKE_A_CONFIG = ("prepare", "train", "plan", "launch")
 MODEL = (
     "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a"
     " Hub id"
 )
+MOST_GPUS, MOST_TASKS = 1_000_000, 100_000
+# What a path may be that cannot be used: the user can name another.
+PATH_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP,
+)  # fmt: skip
 GPU = "whose memory has to do, a name as in slm2 plan (default: this machine's)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that cannot show a character shows its escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     log_to_terminal()
-    parser = _parser()
     try:
-        options, rest = parser.parse_known_args(arguments)
+        overrides, words = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        options, rest = _parser().parse_known_args(words)
+        rest += overrides
         if rest and options.command not in TAKE_A_CONFIG:
             raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
         options.call(options, rest)
     except UserError as error:
-        print(f"slm2: {error}", file=sys.stderr)
-        return 2
+        return _complain(str(error), 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # as `| head` does, once it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (RuntimeError, OSError) as error:
-        print(f"slm2: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+        if isinstance(error, OSError) and error.filename and error.errno in PATH_ERRORS:
+            return _complain(f"{error.filename!r}: {error.strerror}; give another path", 2)
+        return _complain(f"{type(error).__name__}: {error}", 1)
     return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"slm2: {one_line(message)}", file=sys.stderr)
+    return code
 
 
 class _Terminal(logging.Handler):
@@ -56,7 +78,7 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
-            print(f"slm2: warning: {self.format(record)}", file=sys.stderr, flush=True)
+            print(f"slm2: warning: {one_line(self.format(record))}", file=sys.stderr, flush=True)
         else:
             print(self.format(record), flush=True)
 
@@ -76,7 +98,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"slm2: {message}; see {self.prog} --help\n")
+        self.exit(_complain(f"{message}; see {self.prog} --help", 2))
 
 
 class _Show(argparse.Action):
@@ -125,6 +147,20 @@ def _command(commands: Any, name: str, call: Callable[..., None], summary: str) 
     return add
 
 
+def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """What an option takes: a number from `low` to `high`."""
+
+    def convert(text: str) -> float:
+        number = kind(text)
+        if not low <= number <= high:
+            message = f"{text} must lie between {low:,} and {high:,}"
+            raise argparse.ArgumentTypeError(message)
+        return number
+
+    convert.__name__ = kind.__name__  # in "invalid int value"
+    return convert
+
+
 def _help_with_keys(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
     """The options, then every key with its value in the named configuration."""
     from slm2_minimal.config.keys import WIDTH, manual
@@ -156,7 +192,7 @@ def _add_prepare(commands: Any) -> None:
     dry_run = "slurm: write the scripts, and submit nothing"
     add = _command(commands, "prepare", _prepare, summary)
     add("--executor", choices=("own", "local", "slurm"), default="own", help=executors)
-    add("--tasks", type=int, metavar="N", help=tasks)
+    add("--tasks", type=_number(int, 1, MOST_TASKS), metavar="N", help=tasks)
     _add_slurm_options(add)
     add("--dry-run", action="store_true", default=None, help=dry_run)
 
@@ -167,7 +203,7 @@ def _add_train(commands: Any) -> None:
     gpus = "with --check: of a run on N (default: this one's)"
     add = _command(commands, "train", _train, summary)
     add("--check", action="store_true", help=check)
-    add("--gpus", type=int, metavar="N", help=gpus)
+    add("--gpus", type=_number(int, 1, MOST_GPUS), metavar="N", help=gpus)
     add("--gpu", metavar="NAME", help=f"with --check: {GPU}")
 
 
@@ -179,24 +215,30 @@ def _add_plan(commands: Any) -> None:
     tflops = "what a GPU achieves, in TFLOP/s (A100 default: 170, the report's)"
     usd_per_hour = "of one GPU (default: 3.5 for a100-40gb, the report's)"
     add = _command(commands, "plan", _plan, summary)
-    add("--gpus", type=int, required=True, metavar="N", help="in all; above 8, whole nodes of 8")
+    gpus = "in all; above 8, whole nodes of 8"
+    rate = _number(float, 1e-6, 1e6)
+    add("--gpus", type=_number(int, 1, MOST_GPUS), required=True, metavar="N", help=gpus)
     add("--gpu", default="a100-40gb", metavar="NAME", help=names)
     add("--strategy", metavar="NAME", help=strategy)
     add("--checkpointing", metavar="NAME", help=checkpointing)
-    add("--tflops", type=float, metavar="X", help=tflops)
-    add("--mfu", type=float, metavar="X", help="the same as a share of its peak, for example 0.4")
-    add("--usd-per-hour", type=float, metavar="X", help=usd_per_hour)
+    add("--tflops", type=rate, metavar="X", help=tflops)
+    add("--mfu", type=rate, metavar="X", help="the same as a share of its peak, for example 0.4")
+    add("--usd-per-hour", type=_number(float, 0, 1e6), metavar="X", help=usd_per_hour)
 
 
 def _add_launch(commands: Any) -> None:
     summary = "check a run, write its scripts, and start it on this machine's GPUs or on SLURM's"
-    gpus = "in all; above 8, whole nodes of 8, which SLURM gives"
+    gpus = "in all; above a node's, whole nodes, which SLURM gives"
+    prologue = "lines of bash that every node runs first: modules, a container, variables"
     out = "where the scripts are written (default: launch/ in train.output_dir)"
     dry_run = "check and write the scripts, and start nothing"
     add = _command(commands, "launch", _launch, summary)
-    add("--gpus", type=int, required=True, metavar="N", help=gpus)
+    add("--gpus", type=_number(int, 1, MOST_GPUS), required=True, metavar="N", help=gpus)
+    per_node = _number(int, 1, MOST_GPUS)
+    add("--gpus-per-node", type=per_node, default=8, metavar="N", help="of a node (default 8)")
     add("--gpu", metavar="NAME", help=GPU)
-    add("--out", type=Path, metavar="DIR", help=out)
+    add("--out", metavar="DIR", help=out)
+    add("--prologue", metavar="FILE", help=prologue)
     add("--dry-run", action="store_true", help=dry_run)
     _add_slurm_options(add)
 
@@ -204,7 +246,7 @@ def _add_launch(commands: Any) -> None:
 def _add_slurm_options(add: Callable[..., Any]) -> None:
     partition = "slurm: where it runs (default: the cluster's)"
     limit = "slurm: the limit of a job or task (default 24:00:00)"
-    sbatch = "slurm: one more option of sbatch, for example qos=high; may be repeated"
+    sbatch = "slurm: an option of sbatch, as qos=high; mem= leaves out ours; may be repeated"
     add("--partition", metavar="NAME", help=partition)
     add("--time", metavar="HH:MM:SS", help=limit)
     add("--sbatch", metavar="KEY=VALUE", action="append", help=sbatch)
@@ -268,7 +310,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         from slm2_minimal.launch.check import check
 
         launched = options.gpus is not None or "WORLD_SIZE" in os.environ
-        here = int(os.environ.get("WORLD_SIZE", 1))
+        here = int(_number(int, 1, MOST_GPUS)(os.environ.get("WORLD_SIZE", "1")))
         gpus = here if options.gpus is None else options.gpus
         print("\n".join(check(config, gpus, options.gpu, launched=launched)))
         return
@@ -314,14 +356,16 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
         [options.config, *rest],
         options.gpus,
         options.gpu,
-        options.out,
+        None if options.out is None else Path(expand(options.out, "out")),
         _slurm_options(options),
+        gpus_per_node=options.gpus_per_node,
+        prologue=options.prologue,
         dry_run=options.dry_run,
     )
 
 
 def _generate(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.distributed.checkpoint import load_model
+    from slm2_minimal.distributed.checkpoint import check_tokenizer, load_model
     from slm2_minimal.distributed.device import pick_device
     from slm2_minimal.inference.generate import stream_text
     from slm2_minimal.inference.sampling import Sampling
@@ -329,9 +373,12 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
 
     # what may be refused, before the model, which takes long
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    named = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
+    named = None
+    if options.tokenizer is not None:
+        named = load_tokenizer(expand(options.tokenizer, "tokenizer"))
 
-    model, trained_with = load_model(options.model)
+    source = expand(options.model, "model")
+    model, trained_with = load_model(source)
     model = model.to(pick_device(options.device))
     tokenizer = named or load_tokenizer(trained_with or "arcade100k")
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -339,6 +386,7 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
             f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
             f" {model.config.vocab_size}; name the one it was trained with"
         )
+    check_tokenizer(source, tokenizer)
 
     pieces = stream_text(model, tokenizer, options.prompt, options.max_new_tokens, sampling)
     print(options.prompt, end="", flush=True)
@@ -350,7 +398,7 @@ def _generate(options: argparse.Namespace, rest: list[str]) -> None:
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
     from slm2_minimal.export.hugging_face import export
 
-    print(export(options.model, options.out, options.dtype))
+    print(export(expand(options.model, "model"), expand(options.out, "out"), options.dtype))
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
@@ -360,14 +408,17 @@ def _doctor(options: argparse.Namespace, rest: list[str]) -> None:
         print(line, flush=True)  # each when it is measured
 
 
-def _slurm_options(options: argparse.Namespace) -> dict[str, str]:
-    """What was given of them, by sbatch's long names."""
-    chosen = {"partition": options.partition, "time": options.time}
+def _slurm_options(options: argparse.Namespace) -> dict[str, str | None]:
+    """What was given of them, by sbatch's long names; None: leave ours out."""
+    named = {"partition": options.partition, "time": options.time}
+    chosen = {key: value for key, value in named.items() if value is not None}
     for word in options.sbatch or ():
-        key, _, value = word.partition("=")
-        chosen[key] = value
-    return {key: value for key, value in chosen.items() if value is not None}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        key, equals, value = word.partition("=")
+        chosen[key] = None if equals and not value else value
+    for key, value in chosen.items():
+        if not re.fullmatch("[a-z][a-z-]*", key) or not (value or "").isprintable():
+            raise UserError(
+                f"--sbatch {key}={shown(value)}: would be another line of the script; give"
+                " KEY=VALUE without line breaks"
+            )
+    return chosen

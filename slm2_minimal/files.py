@@ -5,6 +5,8 @@ own name in one act. A process that is killed while it writes leaves `NAME.<its
 number>.part`, which nobody reads.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -42,10 +44,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError where it cannot be read, ValueError
-    where it is no JSON.
+    """The content of a JSON file, with or without a byte-order mark. Raises OSError
+    where it cannot be read, ValueError where it is no JSON.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -64,6 +69,29 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file as it stands on the disk, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """The SHA-256 of what a JSON file says, however it is laid out."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file `path`, made where it is missing, against every other process.
+
+    Raises:
+        BlockingIOError: another process holds it. A process that ends lets go.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network file systems have no locks: there nobody is kept out.
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+        yield
 
 
 def flush(path: Path) -> None:

@@ -4,6 +4,7 @@ get them wrong.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_round_trip_through_a_dictionary_and_json(name: str) -> None:
     assert RunConfig.from_dict(run.to_dict()) == run
     assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
     changed = run.to_dict()
-    changed["train"]["steps"] += 1
+    changed["train"]["seed"] += 1
     assert RunConfig.from_dict(changed) != run
     assert run == RunConfig.preset(name)  # to_dict gave a copy
 
@@ -80,8 +81,18 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
     (ModelConfig, {"vocab_size": True}, "model.vocab_size = True", "valid integer"),
     (ModelConfig, {"use_qkv_bias": 1}, "model.use_qkv_bias = 1", "valid boolean"),
     (ModelConfig, {"hidden_act": "gelu"}, "model.hidden_act = 'gelu'", "'silu'"),
-    (ModelConfig, {"layer_norm_eps": 0.0}, "model.layer_norm_eps = 0.0", "greater than 0"),
-    (ModelConfig, {"rope_theta": float("inf")}, "model.rope_theta = inf", "finite"),
+    (
+        ModelConfig,
+        {"layer_norm_eps": 0.0},
+        "model.layer_norm_eps = 0.0",
+        "greater than or equal to 0.0000",
+    ),
+    (
+        ModelConfig,
+        {"rope_theta": float("inf")},
+        "model.rope_theta = inf",
+        "less than or equal to 1",
+    ),
     (
         ModelConfig,
         {"partial_rotary_factor": 1.5},
@@ -140,13 +151,18 @@ WRONG_VALUES: list[tuple[Callable[..., Any], dict[str, Any], str, str]] = [
         "optimizer.weight_decay = -0.1",
         "greater than or equal to 0",
     ),
-    (OptimizerConfig, {"weight_decay": float("inf")}, "optimizer.weight_decay = inf", "finite"),
+    (
+        OptimizerConfig,
+        {"weight_decay": float("inf")},
+        "optimizer.weight_decay = inf",
+        "equal to 1000",
+    ),
     (OptimizerConfig, {"clip_norm": 0.0}, "optimizer.clip_norm = 0.0", "greater than 0"),
     (DataConfig, {"seq_len": 0}, "data.seq_len = 0", "greater than 0"),
     (DataConfig, {"validation_percent": 100}, "data.validation_percent = 100", "less than 100"),
     (DataConfig, {"tokenizer": 3}, "data.tokenizer = 3", "valid string"),
     (DataConfig, {"sources": 3}, "data.sources = 3", "dictionary"),
-    (DataConfig, {"temperature": 0.0}, "data.temperature = 0.0", "greater than 0"),
+    (DataConfig, {"temperature": 0.0}, "data.temperature = 0.0", "greater than or equal to 0.1"),
     (DataConfig, {"verify": "often"}, "data.verify = 'often'", "'bytes' or 'sizes'"),
     (DataConfig, {"workers": -1}, "data.workers = -1", "greater than or equal to 0"),
     (SourceConfig, {"weight": 0}, "source.weight = 0", "greater than 0"),
@@ -371,7 +387,7 @@ def test_wrong_overrides(arguments: list[str], place: str) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["train.steps", "train.seed", "data.seed"]), st.integers(1, 2**40)
+        st.sampled_from(["train.log_every", "train.seed", "data.seed"]), st.integers(1, 2**40)
     )
 )
 def test_overrides_lie_over_a_preset_and_leave_the_rest(overrides: dict[str, int]) -> None:
@@ -447,3 +463,160 @@ def test_a_file_that_fails_leaves_nothing(tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Paths: one rule for all keys
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train.output_dir",
+        "train.start_from",
+        "train.init_from",
+        "data.tokenizer",
+        "data.prepared",
+        "data.sources.it.path",
+        "prepare.benchmarks.a",
+    ],
+)
+def test_a_path_is_expanded_and_has_a_name(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    value: Any = RunConfig.load("tiny", {key: "~/there"}).to_dict()
+    for name in key.split("."):
+        value = value[name]
+    assert value == "/home/someone/there"
+
+    for text, remedy in {
+        "": "no name",
+        " ": "no name",
+        "a\0b": "NUL",
+        "~nobody-x/a": "no such user",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^{re.escape(f'{key} = {text!r}: ')}.*{remedy}"):
+            RunConfig.load("tiny", {key: text})
+
+
+# A schedule that follows the run
+
+
+def schedule_of(text: str, folder: Path) -> ScheduleConfig:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return RunConfig.load(path).schedule
+
+
+def test_decimals_are_shares_of_the_run_and_integers_are_updates(tmp_path: Path) -> None:
+    lengths = "[schedule]\nwarmup_steps = 0.1\ndecay_steps = 1.08\ncooldown_start = {}\n"
+    lengths += "cooldown_steps = 0.16\n[train]\nsteps = {}\n"
+    schedule = schedule_of(lengths.format(0.84, 1000), tmp_path)
+    assert (schedule.warmup_steps, schedule.decay_steps) == (100, 1080)
+    assert (schedule.cooldown_start, schedule.cooldown_steps, schedule.end) == (840, 160, 1000)
+    assert schedule_of(lengths.format(840, 1000), tmp_path) == schedule
+    assert RunConfig.load(
+        tmp_path / "run.toml", {"train.steps": 500, "schedule.cooldown_start": 420}
+    ) == (
+        RunConfig.load(tmp_path / "run.toml", {"train.steps": 500, "schedule.cooldown_start": 0.84})
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny", "laptop", "stablelm-2-1_6b-gpu", "stablelm-2-1_6b-node"])
+def test_the_schedules_of_small_runs_end_with_them(name: str) -> None:
+    for steps in (*range(1, 60), 99, 101, 1_000_003):
+        run = RunConfig.load(name, {"train.steps": steps})
+        assert run.schedule.end == steps
+        assert run.schedule.cooldown_steps == max(1, round(0.16 * steps))
+        assert run.schedule.warmup_steps == max(1, round(0.01944 * steps))
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        ("stablelm-2-1_6b", {"train.steps": 500_001}),
+        ("tiny", {"schedule.cooldown_start": 1000}),
+        (
+            "tiny",
+            {
+                "schedule": {"kind": "cosine", "min_rate": 0.0, "decay_steps": 0.9},
+                "train.steps": 100,
+            },
+        ),
+    ],
+)
+def test_a_run_that_goes_on_at_a_rate_of_0_is_refused(
+    preset: str, overrides: dict[str, Any]
+) -> None:
+    message = complaint(lambda: RunConfig.load(preset, overrides))
+    assert re.match(r"train.steps = \d+: goes on at a rate of 0 after .* step \d+; move", message)
+
+
+def test_shares_that_cannot_be() -> None:
+    for share in (-0.1, 10.5, 1e3, float("nan"), float("inf")):
+        message = complaint(lambda: RunConfig.load("tiny", {"schedule.decay_steps": share}))  # noqa: B023
+        assert message.startswith(f"schedule.decay_steps = {share}: a decimal is a share of train")
+
+
+# Numbers that cannot be, whole and in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--train.steps=1e3"], "train.steps = 1000.0: .*valid integer; write 1000"),
+        (["--train.seed=5.0"], "train.seed = 5.0: input should be a valid integer; write 5"),
+        (["--train.steps", "9" * 5000], "train.steps = '9999.*valid integer"),
+        (["--train.steps", "0x" + "f" * 5000], "train.steps = a number of thousands of digits: "),
+        (["--train.steps", "99999999999999999999"], "train.steps = 9+: .*less than 100000000"),
+        (["--train.seed", str(2**64)], "train.seed = 1.*less than or equal to 9007199254740992"),
+        (["--parallel.compile=True"], "parallel.compile = 'True': .*; write true"),
+        (["--optimizer.eps=1e-46"], "optimizer.eps = 1e-46: .*greater than or equal to"),
+        (["--optimizer.weight_decay=1e30"], "optimizer.weight_decay = 1e.30: .*equal to 1000"),
+        (["--model.num_hidden_layers=10000000"], "model.num_hidden_layers = 10000000: .*1000"),
+        (["--model.hidden_size=1048576"], "model.hidden_size = 1048576: .*any machine"),
+        (["--model.partial_rotary_factor=0.0"], "model.partial_rotary_factor = 0.0: .*not 0"),
+        (["--prepare.permutations=100000"], "prepare.permutations = 100000: .*equal to 1024"),
+        (["--train.log_every", "[" * 5000], "train.log_every = '.*valid integer"),
+        (["--train.output_dir", "\n" + "x" * 10_000 + "\0"], "train.output_dir = .* NUL"),
+    ],
+)  # fmt: skip
+def test_numbers_and_texts_that_cannot_be(overrides: list[str], message: str) -> None:
+    found = complaint(lambda: RunConfig.load("tiny", parse_overrides(overrides)))
+    assert re.match(message, found), found
+    assert len(found) < 1000
+
+
+def test_two_stages_with_one_start() -> None:
+    stage = {"start_tokens": 256, "weights": {"en": 1}}
+    message = complaint(lambda: RunConfig.load("tiny", {"data.stages": [stage, stage]}))
+    assert message.startswith("data.stages[1].start_tokens = 256: another stage begins there")
+
+
+def test_a_folder_may_be_called_like_a_number_or_a_date() -> None:
+    words = [
+        "--train.output_dir",
+        "2024-05-01",
+        "--data.sources.en.path=2024",
+        "--data.prepared=1e3",
+    ]
+    run = RunConfig.load("tiny", parse_overrides(words))
+    assert run.train.output_dir == "2024-05-01"
+    assert (run.data.sources["en"].path, run.data.prepared) == ("2024", "1e3")
+    message = complaint(lambda: RunConfig.load("tiny", {"train.output_dir": 2024}))
+    assert message.endswith("valid string; put it in quotes")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 5000, b"a = " + b"[" * 5000, b"a = " + b"9" * 5000],
+    ids=["tables", "lists", "digits"],
+)
+def test_toml_that_cannot_be_held(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    assert re.search("nested too deep|not valid TOML", complaint(lambda: read_toml(path)))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbfbase = 'tiny'\n")
+    assert RunConfig.load(path) == RunConfig.preset("tiny")

@@ -21,6 +21,12 @@ def test_a_key_replaces_the_bases_and_the_rest_stays(tmp_path: Path) -> None:
     path = write(tmp_path / "run.toml", 'base = "tiny"\n[train]\nsteps = 7\n')
     tiny = RunConfig.preset("tiny").to_dict()
     tiny["train"]["steps"] = 7
+    tiny["schedule"] |= {
+        "warmup_steps": 1,
+        "decay_steps": 8,
+        "cooldown_start": 6,
+        "cooldown_steps": 1,
+    }
     assert RunConfig.load(path).to_dict() == tiny
     assert RunConfig.load(path, {"train.steps": 8, "data.seed": 1}).train.steps == 8
 

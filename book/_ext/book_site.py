@@ -182,7 +182,7 @@ def finish(app: Any, error: Exception | None) -> None:
     for folder, _, _ in os.walk(site / "_static", topdown=False):
         if not os.listdir(folder):
             os.rmdir(folder)
-    for path in site.glob("*.html"):
+    for path in site.rglob("*.html"):
         before = path.read_text(encoding="utf-8")
         after = finished(before)
         if after != before:

@@ -41,9 +41,13 @@ document.addEventListener("DOMContentLoaded", () => {
     .then(() => document.fonts.ready)
     .then(stops);
 
-  // On paper every fold is open, but for the code that draws a figure.
+  // On paper every fold is open, but for the code that draws a figure, and letters are dark.
+  const root = document.documentElement.dataset;
   let closed = [];
+  let theme;
   window.addEventListener("beforeprint", () => {
+    theme = root.theme;
+    root.theme = "light";
     closed = [...document.querySelectorAll("article details:not([open])")].filter(
       (fold) => !fold.classList.contains("above-input"),
     );
@@ -51,5 +55,6 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   window.addEventListener("afterprint", () => {
     for (const fold of closed) fold.open = false;
+    root.theme = theme;
   });
 });

@@ -1,7 +1,7 @@
 """Chapter 3's recorded runs: the toy model with and without the learned biases of its
 norms, at peak rates to past where training breaks.
 
-python book/experiments/stability.py [--steps 300] [--seeds 4]
+    python book/experiments/stability.py [--steps 300] [--seeds 4]
 
 Only English is read, so that a jump of the loss is not merely a batch in another
 language. Runs of equal seed begin with equal weights and read the same batches, so they
@@ -11,27 +11,26 @@ Decided before the runs, with the edge known from a seed that is not recorded, b
 on:
 
 - A run has diverged if it ends above the unigram model on held-out text: whatever it
-knew of context is gone. So has a run that the
-  trainer gives up because loss or gradient are not finite.
+  knew of context is gone. So has a run that the trainer gives up because loss or
+  gradient are not finite.
 - Its spike is the largest rise of the loss above the mean of the 20 steps before; its
-gradient norm, the 95% quantile over all steps,
-  before clipping.
+  gradient norm, the 95% quantile over all steps, before clipping.
 - Prediction: no clear difference of the final loss where training works, and the same
-share of diverged runs at every rate. If there is a
-  difference past the edge, then in favour of no biases: they do not decay, and Adam
-  moves each of them by about the rate in every step.
+  share of diverged runs at every rate. If there is a difference past the edge, then in
+  favour of no biases: they do not decay, and Adam moves each of them by about the rate
+  in every step.
 """
 
-import argparse
 import math
 import time
 from pathlib import Path
 from statistics import mean, quantiles
 
-from common import TOY, train_toy, validation_sets
-from mixture import schedule
 from slm2_minimal.teach import save_record
 from slm2_minimal.train.trainer import TrainingError
+
+from common import TOY, parse_options, train_toy, validation_sets
+from mixture import schedule
 
 OUT = Path(__file__).parents[1] / "recorded" / "stability.json"
 PEAKS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # the first is the preset's
@@ -43,11 +42,11 @@ def spike(losses: list[float]) -> float:
     """The largest rise of a loss above the mean of the `WINDOW` before it, or of all
     before it where there are fewer.
     """
-    return max(
-        loss - mean(losses[max(0, step - WINDOW) : step])
-        for step, loss in enumerate(losses)
-        if step
-    )
+    rises = []
+    for step in range(1, len(losses)):
+        before = losses[max(0, step - WINDOW) : step]
+        rises.append(losses[step] - mean(before))
+    return max(rises)
 
 
 def measure(steps: int, peak: float, bias: bool, seed: int) -> dict[str, float]:
@@ -57,24 +56,18 @@ def measure(steps: int, peak: float, bias: bool, seed: int) -> dict[str, float]:
     changes = schedule(steps) | {
         "schedule__peak_rate": peak,
         "schedule__min_rate": peak / 10,
-    }
-    changes |= {
         "model__norm_bias": bias,
         "model__final_norm_bias": bias,
         "train__seed": seed,
         "data__seed": seed,
+        "data__sources": {"en": {"languages": ["en"], "weight": 1}},
+        "train__spike_sigmas": 0.0,  # a guard would hide what is measured here
     }
-    english = {"en": {"languages": ["en"], "weight": 1}}
-    try:  # a guard that passes over spikes would hide what is measured here
-        run = train_toy(
-            steps,
-            {steps},
-            data__sources=english,
-            train__spike_sigmas=0.0,
-            **changes,
-        )
+    try:
+        run = train_toy(steps, {steps}, **changes)
     except TrainingError:
         return dict.fromkeys(("loss", "spike", "grad_norm"), math.inf)
+
     high = quantiles(run["grad_norms"], n=20)[-1]
     return {
         "loss": run["validation"][steps]["en"],
@@ -85,35 +78,24 @@ def measure(steps: int, peak: float, bias: bool, seed: int) -> dict[str, float]:
 
 def main() -> None:
     """Run everything and write the record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=4)
-    options = parser.parse_args()
+    options = parse_options(__doc__, steps=300, seeds=4)
+    steps, seeds = options.steps, options.seeds
     started = time.perf_counter()
-    runs = {
-        name: {
-            str(peak): [
-                measure(options.steps, peak, bias, seed)
-                for seed in range(options.seeds)
-            ]
-            for peak in PEAKS
-        }
-        for name, bias in VARIANTS.items()
-    }
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {}
+    for name, bias in VARIANTS.items():
+        runs[name] = {}
+        for peak in PEAKS:
+            measured = [measure(steps, peak, bias, seed) for seed in range(seeds)]
+            runs[name][str(peak)] = measured
+
     results = {
-        "steps": options.steps,
+        "steps": steps,
         "tokens_per_step": TOY["train.global_batch_tokens"],
         "peaks": list(PEAKS),
         "unigram": round(validation_sets()["en"].unigram_loss, 4),
         "runs": runs,
     }
-    command = (
-        f"python book/experiments/stability.py --steps {options.steps} --seeds"
-        f" {options.seeds}"
-    )
+    command = f"python book/experiments/stability.py --steps {steps} --seeds {seeds}"
     save_record(OUT, command, results, time.perf_counter() - started)
     print(f"wrote {OUT.name}")
 

@@ -1,7 +1,7 @@
 """Chapter 7's recorded run: what `make train` does, condensed, and the README's picture
 of it.
 
-python book/experiments/tiny_run.py [FOLDER]
+    python book/experiments/tiny_run.py [FOLDER]
 
 Trains the tiny preset (or goes on with FOLDER, or only reads it where it is finished)
 and condenses its metrics.jsonl.
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median_high
 from typing import Any
 
 from slm2_minimal.config import RunConfig
@@ -22,53 +23,35 @@ from slm2_minimal.train.trainer import Trainer
 BOOK = Path(__file__).parents[1]
 
 
+def rounded(losses: dict[str, float]) -> dict[str, float]:
+    """Losses by language, to the digits that a record keeps."""
+    return {name: round(loss, 4) for name, loss in losses.items()}
+
+
 def condense(folder: Path) -> dict[str, Any]:
     """The curves and samples of a run's metrics.jsonl."""
-    records = [
-        json.loads(line)
-        for line in (
-            (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        )
-    ]
-    of_kind = {
-        kind: [r for r in records if r["kind"] == kind]
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    steps, validations, samples, bests = (
+        [record for record in records if record["kind"] == kind]
         for kind in ("train", "validation", "sample", "best")
-    }
-    best = of_kind["best"][-1]
+    )
+
+    curve = []
+    for record in steps:
+        point = {"step": record["step"], "loss": record["loss"]}
+        point |= {"rate": record["lr"], "grad_norm": record["grad_norm"]}
+        curve.append({key: float(f"{value:.4g}") for key, value in point.items()})
+    best = bests[-1]
     return {
-        "train": [
-            {
-                key: float(f"{r[key]:.4g}")
-                for key in ("step", "loss", "rate", "grad_norm")
-            }
-            for r in of_kind["train"]
-        ],
-        "tokens_per_second": sorted(
-            r["tokens_per_second"] for r in of_kind["train"]
-        )[len(of_kind["train"]) // 2],
-        "share_of_peak": sorted(r["share_of_peak"] for r in of_kind["train"])[
-            len(of_kind["train"]) // 2
-        ],
-        "validation": [
-            {
-                "step": r["step"],
-                **{k: round(v, 4) for k, v in r["loss"].items()},
-            }
-            for r in of_kind["validation"]
-        ],
-        "unigram": {
-            name: round(loss, 4) for name, loss in best["unigram"].items()
-        },
-        "best": {
-            "step": best["step"],
-            **{k: round(v, 4) for k, v in best["loss"].items()},
-        },
-        "samples_before": [
-            r["text"] for r in of_kind["sample"] if r["step"] == 0
-        ],
-        "samples_after": [
-            r["text"] for r in of_kind["sample"] if r["step"] != 0
-        ],
+        "train": curve,
+        "tokens_per_second": median_high(record["tokens_per_second"] for record in steps),
+        "share_of_peak": median_high(record["share_of_peak"] for record in steps),
+        "validation": [{"step": r["step"], **rounded(r["loss"])} for r in validations],
+        "unigram": rounded(best["unigram"]),
+        "best": {"step": best["step"], **rounded(best["loss"])},
+        "samples_before": [r["text"] for r in samples if r["step"] == 0],
+        "samples_after": [r["text"] for r in samples if r["step"] != 0],
     }
 
 
@@ -78,21 +61,12 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     use_style()
     figure, axes = plt.subplots(figsize=(8, 4))
-    for i, name in enumerate(LANGUAGES):
-        steps, losses = zip(
-            *((row["step"], row[name]) for row in results["validation"]),
-            strict=True,
-        )
-        axes.plot(
-            steps, losses, color=COLORS[i], linestyle=LINE_STYLES[i], label=name
-        )
-        axes.plot(
-            steps[-1] * 1.03,
-            results["unigram"][name],
-            marker="_",
-            markersize=14,
-            color=COLORS[i],
-        )
+    steps = [row["step"] for row in results["validation"]]
+    for name, color, style in zip(LANGUAGES, COLORS, LINE_STYLES, strict=True):
+        losses = [row[name] for row in results["validation"]]
+        axes.plot(steps, losses, color=color, linestyle=style, label=name)
+        unigram = results["unigram"][name]
+        axes.plot(steps[-1] * 1.03, unigram, marker="_", markersize=14, color=color)
     axes.set(xlabel="step", ylabel="validation loss (nats per token)")
     axes.legend(ncols=3)
     figure.savefig(path, dpi=110)
@@ -102,20 +76,15 @@ def main() -> None:
     """Train, condense, record, draw."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = (
-            Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch) / "run"
-        )
-        Trainer.from_config(
-            RunConfig.load("tiny", {"train.output_dir": str(folder)})
-        ).run()
+        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch) / "run"
+        config = RunConfig.load("tiny", {"train.output_dir": str(folder)})
+        Trainer.from_config(config).run()
         results = condense(folder)
+
     seconds = time.perf_counter() - started
-    save_record(
-        BOOK / "recorded" / "tiny_run.json",
-        "python book/experiments/tiny_run.py",
-        results | {"seconds": round(seconds)},
-        seconds,
-    )
+    results["seconds"] = round(seconds)
+    command = "python book/experiments/tiny_run.py"
+    save_record(BOOK / "recorded" / "tiny_run.json", command, results, seconds)
     draw(results, BOOK / "_static" / "tiny-run.png")
 
 

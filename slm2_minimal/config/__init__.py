@@ -5,9 +5,10 @@ command line. Out: a `RunConfig`, checked as a whole. The toy and the full run d
 that file only, and an unknown key is refused, so that none is ignored in silence.
 
 Read `sections` and `sources` for what can be set, `run` for how it comes together,
-`files` for presets, bases and overrides, `section` for the machinery, `keys` for the
-list that --help and the book's reference page show. Nothing of ours stands below this
-room. Chapter 9 is about a run's file.
+`files` for presets and bases, `overrides` for what is typed over them, `paths` for the
+rule of all paths, `section` for the machinery, `keys` for the list that --help and the
+book's reference page show. Nothing of ours stands below this room. Chapter 9 is about a
+run's file.
 """
 
 from slm2_minimal.config.errors import (
@@ -17,13 +18,8 @@ from slm2_minimal.config.errors import (
     MissingExtraError,
     UserError,
 )
-from slm2_minimal.config.files import (
-    PRESET_DIR,
-    parse_overrides,
-    preset_names,
-    preset_path,
-    read_toml,
-)
+from slm2_minimal.config.files import PRESET_DIR, preset_names, preset_path, read_toml
+from slm2_minimal.config.overrides import parse_overrides
 from slm2_minimal.config.run import RunConfig
 from slm2_minimal.config.sections import (
     CHECKPOINTING,

@@ -2,9 +2,16 @@
 remedy.
 """
 
+from typing import Any
+
+LONGEST = 800  # characters of a message; a name may have 10,000
+
 
 class UserError(ValueError):
     """What a user can cause and mend; the command line prints it and exits with 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(UserError):
@@ -29,3 +36,21 @@ class MissingExtraError(UserError):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
         return UserError, (str(self),)  # so that it can come from another process
+
+
+def one_line(text: str) -> str:
+    """`text` with its control characters as escapes, and without its middle where it is
+    long: what is wrong stands at the beginning, the remedy at the end.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    characters = [char if char.isprintable() else ascii(char)[1:-1] for char in text]
+    return "".join(characters)
+
+
+def shown(value: Any) -> str:
+    """A value in a message. Python writes no integer of more than 4,300 digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"

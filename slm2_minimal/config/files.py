@@ -1,13 +1,11 @@
-"""Where a configuration comes from: presets, TOML files on top of one another, and
-overrides from the command line.
-"""
+"""Where a configuration comes from: presets, and TOML files on top of one another."""
 
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from slm2_minimal.config.errors import ConfigError
+from slm2_minimal.config.errors import ConfigError, shown
+from slm2_minimal.config.paths import expand
 
 PRESET_DIR = Path(__file__).parents[1] / "presets"
 
@@ -28,12 +26,15 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The content of one TOML file. Raises ConfigError where it cannot be read."""
     place = f"config = {str(path)!r}"
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        # utf-8-sig: with or without the byte-order mark that some editors write
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(
             f"{place}: {error.strerror}; give a readable TOML file or a preset name"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{place}: nested too deep; no key has more than three levels") from None
+    except ValueError as error:
         raise ConfigError(f"{place}: not valid TOML ({error}); mend that place") from None
 
 
@@ -65,53 +66,16 @@ def read_tables(path: Path, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merged
 
 
-def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`["--train.steps", "10", "--model.use_qkv_bias=false"]` as `{"train.steps": 10,
-    "model.use_qkv_bias": False}`.
-
-    Values are TOML values; what does not parse as one is taken as a string.
-    """
-    overrides: dict[str, Any] = {}
-    words = list(arguments)
-    while words:
-        option, equals, value = words.pop(0).partition("=")
-        key = option.removeprefix("--")
-        if not option.startswith("--") or "." not in key:
-            raise ConfigError(
-                f"argument = {option!r}: unknown; overrides look like --section.field value, and"
-                " --help shows the rest"
-            )
-        if not equals and not words:
-            raise ConfigError(f"{key}: missing; give it a value, {option} VALUE")
-        if not equals:
-            value = words.pop(0)
-        try:
-            overrides[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[key] = value
-    return overrides
-
-
-def lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
-    """Set `section.field` in nested tables, making the tables on the way."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        tables = tables.setdefault(parent, {})
-        if not isinstance(tables, dict):
-            raise ConfigError(
-                f"{key} = {value!r}: {parent!r} has no fields of its own; name a field that exists"
-            )
-    tables[last] = value
-
-
 def _base_path(base: Any, path: Path) -> Path:
     """The file that `base` in the file `path` names."""
     if base in preset_names():
         return preset_path(base)
-    below = path.parent / str(base)
-    if below.suffix != ".toml" or not below.is_file():
-        raise ConfigError(f"base = {base!r}: named in {str(path)!r}, but not there; {_choices()}")
-    return below
+    if str(base).endswith(".toml"):
+        below = path.parent / expand(str(base), "base")
+        if below.is_file():
+            return below
+    where = f"base = {shown(base)}: named in {str(path)!r}, but not there"
+    raise ConfigError(f"{where}; {_choices()}")
 
 
 def _choices() -> str:

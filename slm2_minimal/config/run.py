@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from slm2_minimal.config.errors import ConfigError
-from slm2_minimal.config.files import lay_over, preset_path, read_tables
+from slm2_minimal.config.files import preset_path, read_tables
+from slm2_minimal.config.overrides import lay_over
+from slm2_minimal.config.paths import expand
 from slm2_minimal.config.section import Section, Table, did_you_mean, nearest_multiple, section
 from slm2_minimal.config.sections import (
     ModelConfig,
@@ -44,6 +46,14 @@ class RunConfig(Section):
                 f"train.global_batch_tokens = {batch}: must be a multiple of micro_batch_size x"
                 f" seq_len = {micro_batch}; the nearest is {nearest_multiple(batch, micro_batch)}"
             )
+        schedule, steps = self.schedule, self.train.steps
+        falls_to_zero = schedule.cooldown_start is not None or schedule.min_rate == 0
+        if falls_to_zero and schedule.end is not None and schedule.end < steps:
+            raise ConfigError(
+                f"train.steps = {steps}: goes on at a rate of 0 after the schedule's end at step"
+                f" {schedule.end}; move the cooldown, or give the schedule's lengths as shares of"
+                " train.steps, as in cooldown_start = 0.84, cooldown_steps = 0.16"
+            )
         slices = self.parallel.tensor_parallel
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
             size = getattr(self.model, name)
@@ -64,7 +74,7 @@ class RunConfig(Section):
         Raises ConfigError for an unknown preset, an unreadable file, an unknown key, or
         a value that cannot be.
         """
-        path = Path(source)
+        path = Path(expand(str(source), "config"))
         tables = read_tables(path if path.suffix == ".toml" else preset_path(str(source)))
         for key, value in (overrides or {}).items():
             # copied, because a later key may change a table that this one gives
@@ -76,10 +86,10 @@ class RunConfig(Section):
         """The inverse of `to_dict`; also takes a TOML file's tables."""
         sections: dict[str, Any] = {}
         known = {kind.table_name: kind for kind in Table.__subclasses__()}
-        for name, table in tables.items():
+        for name in tables:
             if name not in known:
                 raise ConfigError(f"[{name}]: unknown table; {did_you_mean(name, known)}")
-            sections[name] = known[name].from_table(table)
+            sections[name] = known[name].from_tables(tables)
         return cls(**sections)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ line.
 
 import ast
 import dataclasses
+import datetime
 import difflib
 import functools
 import inspect
@@ -14,14 +15,19 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform
 
 import pydantic
 
-from slm2_minimal.config.errors import ConfigError
+from slm2_minimal.config.errors import ConfigError, shown
 from slm2_minimal.config.files import preset_path, read_tables
+from slm2_minimal.config.paths import expand
 
 Class = TypeVar("Class", bound=type)
 
-Count = Annotated[int, pydantic.Field(ge=0)]
-PositiveInt = Annotated[int, pydantic.Field(gt=0)]
+LARGEST = 2**53  # JSON's whole numbers are exact up to there
+Count = Annotated[int, pydantic.Field(ge=0, le=LARGEST)]
+PositiveInt = Annotated[int, pydantic.Field(gt=0, le=LARGEST)]
 PositiveFloat = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+# far above what fp32 takes for 0: x / 0 is no number
+Epsilon = Annotated[float, pydantic.Field(ge=1e-20, le=1)]
+PathText = Annotated[str, pydantic.AfterValidator(lambda text: expand(text, "path"))]
 # TOML has lists, a frozen configuration wants tuples
 Strings = Annotated[tuple[str, ...], pydantic.Strict(False)]
 
@@ -37,7 +43,7 @@ class Section:
         if isinstance(table, cls):
             return table
         if not isinstance(table, Mapping):
-            raise ConfigError(f"{cls.table_name} = {table!r}: must be a table of fields")
+            raise ConfigError(f"{cls.table_name} = {shown(table)}: must be a table of fields")
         return cls(**table)
 
     @classmethod
@@ -69,7 +75,12 @@ class Table(Section):
     @classmethod
     def preset(cls, name: str) -> Self:
         """This section as the preset `name`, a file's stem in `presets/`, has it."""
-        return cls.from_table(read_tables(preset_path(name)).get(cls.table_name, {}))
+        return cls.from_tables(read_tables(preset_path(name)))
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any]) -> Self:
+        """This section out of all tables of a file."""
+        return cls.from_table(tables.get(cls.table_name, {}))
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -111,11 +122,23 @@ def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
 
     if first["type"] == "missing":
         return f"{place} = nothing: must be given"
+    value = first["input"]
     if first["type"] == "unexpected_keyword_argument":
         remedy = _where_else(str(key)) or did_you_mean(str(key), cls.fields())
-        return f"{place} = {first['input']!r}: unknown key; {remedy}"
+        return f"{place} = {shown(value)}: unknown key; {remedy}"
     message = message[0].lower() + message[1:].replace("valid tuple", "list")
-    return f"{place} = {first['input']!r}: {message}"
+    return f"{place} = {shown(value)}: {message}{_as_it_should_be(first['type'], value)}"
+
+
+def _as_it_should_be(complaint: str, value: Any) -> str:
+    """How a value of the wrong type would be written, where its meaning is plain."""
+    if complaint == "int_type" and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    if complaint == "bool_type" and str(value).lower() in ("true", "false"):
+        return f"; write {str(value).lower()}"
+    if complaint == "string_type" and isinstance(value, int | float | datetime.date):
+        return "; put it in quotes"
+    return ""
 
 
 def _where_else(key: str) -> str | None:
@@ -128,7 +151,7 @@ def _where_else(key: str) -> str | None:
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """A remedy for an unknown name."""
-    for close in difflib.get_close_matches(name, known, n=1):
+    for close in difflib.get_close_matches(name[:80], known, n=1):
         return f"did you mean {close!r}?"
     return f"known are {', '.join(sorted(known))}"
 

@@ -2,13 +2,16 @@
 [parallel], [train].
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from slm2_minimal.config.errors import ConfigError
 from slm2_minimal.config.section import (
     Count,
+    Epsilon,
+    PathText,
     PositiveFloat,
     PositiveInt,
     Strings,
@@ -17,9 +20,13 @@ from slm2_minimal.config.section import (
     section,
 )
 
+# Larger ones cannot be built: refused at once instead of after a minute of allocation.
+Width = Annotated[int, Field(gt=0, le=2**20)]
 IGNORE = -100  # the label of a position that is not to be learned, as in torch
 
 SHARDED = ("zero1", "fsdp", "hybrid")
+MOST_PARAMETERS = 10**13
+LONGEST_SHARE = 10  # of a run: the hybrid's period is longer than the run
 STRATEGIES = ("single", "ddp", *SHARDED)
 CHECKPOINTING = ("none", "selective", "full")
 
@@ -32,27 +39,27 @@ class ModelConfig(Table):
     bias; the model card's parameter count is the one without those in the blocks.
     """
 
-    vocab_size: PositiveInt = 100_352
+    vocab_size: Annotated[int, Field(gt=0, le=2**24)] = 100_352
     """V, the rows of the embedding; at least as many as the tokenizer has ids."""
-    hidden_size: PositiveInt = 2048
+    hidden_size: Width = 2048
     """C, the channels of the residual stream; a multiple of num_attention_heads."""
-    intermediate_size: PositiveInt = 5632
+    intermediate_size: Width = 5632
     """The width of the MLP's inner layer."""
-    num_hidden_layers: PositiveInt = 24
+    num_hidden_layers: Annotated[int, Field(gt=0, le=1_000)] = 24
     """The number of blocks."""
 
-    num_attention_heads: PositiveInt = 32
+    num_attention_heads: Width = 32
     """H, the heads of the queries."""
-    num_key_value_heads: PositiveInt = 32
+    num_key_value_heads: Width = 32
     """The heads of keys and values; fewer than H is grouped-query attention."""
 
     hidden_act: Literal["silu"] = "silu"
     """The activation inside the MLP, which is a SwiGLU."""
-    max_position_embeddings: PositiveInt = 4096
+    max_position_embeddings: Annotated[int, Field(gt=0, le=2**24)] = 4096
     """The context: how many tokens the model can look at."""
-    layer_norm_eps: PositiveFloat = 1e-5
+    layer_norm_eps: Epsilon = 1e-5
     """What every LayerNorm adds to the variance."""
-    rope_theta: PositiveFloat = 10_000.0
+    rope_theta: Annotated[float, Field(ge=1, le=1e12)] = 10_000.0
     """The base of the rotary frequencies."""
     partial_rotary_factor: Annotated[float, Field(ge=0, le=1)] = 0.25
     """The share of each head's dimensions that rotary embedding turns."""
@@ -66,11 +73,11 @@ class ModelConfig(Table):
     tie_word_embeddings: bool = False
     """Whether the head is the embedding's own matrix."""
 
-    initializer_range: PositiveFloat = 0.02
+    initializer_range: Annotated[float, Field(gt=0, le=100)] = 0.02
     """The standard deviation of the first weights."""
-    bos_token_id: Count = 100_257
+    bos_token_id: Count | None = 100_257
     """The id that begins a text, for config.json; training asks the tokenizer."""
-    eos_token_id: Count = 100_257
+    eos_token_id: Count | None = 100_257
     """The id that ends a text, likewise."""
 
     def __post_init__(self) -> None:
@@ -85,15 +92,20 @@ class ModelConfig(Table):
                 f"model.num_key_value_heads = {kv_heads}: must divide num_attention_heads ="
                 f" {heads}; use {heads} for plain multi-head attention"
             )
-        if self.rotary_dim % 2:
+        if self.rotary_dim % 2 or self.rotary_dim == 0:
             raise ConfigError(
                 f"model.partial_rotary_factor = {self.partial_rotary_factor}: gives"
                 f" {self.rotary_dim} rotary dimensions of {self.head_dim}; they turn in pairs, so"
-                " choose a factor that makes the number even"
+                " choose a factor that makes the number even and not 0"
+            )
+        if self.num_parameters() > MOST_PARAMETERS:
+            raise ConfigError(
+                f"model.hidden_size = {self.hidden_size}: gives {self.num_parameters():.1e}"
+                " parameters, more than any machine holds; lower it, or another size"
             )
         for name in ("bos_token_id", "eos_token_id"):
             token_id = getattr(self, name)
-            if token_id >= self.vocab_size:
+            if token_id is not None and token_id >= self.vocab_size:
                 raise ConfigError(
                     f"model.{name} = {token_id}: must lie below vocab_size = {self.vocab_size};"
                     " take the id from the tokenizer"
@@ -135,7 +147,8 @@ class ModelConfig(Table):
 @section("schedule")
 class ScheduleConfig(Table):
     """The learning rate as a function of the step, for `train.schedule`. The defaults
-    are the report's (section 3) before its cooldown."""
+    are the report's (section 3) before its cooldown. In a file, a decimal in the place
+    of a length is a share of train.steps: `cooldown_steps = 0.16` follows the run."""
 
     kind: Literal["hybrid", "cosine", "inverse_sqrt", "wsd", "constant"] = "hybrid"
     """The shape after warm-up. hybrid: a quarter of a cosine, then an inverse square
@@ -177,6 +190,38 @@ class ScheduleConfig(Table):
                 " least 1"
             )
 
+    @property
+    def end(self) -> int | None:
+        """The update from which on the rate falls no more; None: it never ends."""
+        if self.cooldown_start is not None and self.cooldown_steps is not None:
+            return self.cooldown_start + self.cooldown_steps
+        return self.decay_steps if self.kind == "cosine" else None
+
+    @classmethod
+    def from_tables(cls, tables: Mapping[str, Any]) -> Self:
+        """With lengths in whole steps: a decimal is a share of train.steps."""
+        table = tables.get("schedule", {})
+        lengths = ("warmup_steps", "decay_steps", "cooldown_start", "cooldown_steps")
+        shares = {}
+        if isinstance(table, Mapping):
+            shares = {name: table[name] for name in lengths if type(table.get(name)) is float}
+        if not shares:
+            return cls.from_table(table)
+
+        steps = TrainConfig.from_tables(tables).steps
+        for name, share in shares.items():
+            if not 0 <= share <= LONGEST_SHARE:
+                raise ConfigError(
+                    f"schedule.{name} = {share}: a decimal is a share of train.steps, at most"
+                    f" {LONGEST_SHARE:g}; write updates as an integer"
+                )
+        whole = {name: max(1, round(share * steps)) for name, share in shares.items()}
+        if {"cooldown_start", "cooldown_steps"} <= shares.keys():
+            # counted from the end, which two roundings may miss
+            end = round((shares["cooldown_start"] + shares["cooldown_steps"]) * steps)
+            whole["cooldown_start"] = max(0, end - whole["cooldown_steps"])
+        return cls.from_table({**table, **whole})
+
 
 @section("optimizer")
 class OptimizerConfig(Table):
@@ -186,10 +231,10 @@ class OptimizerConfig(Table):
     """How much of the gradients' running mean stays at each update."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """How much of their squares' running mean stays."""
-    eps: PositiveFloat = 1e-8
+    eps: Epsilon = 1e-8
     """What is added to the root of that mean before it divides."""
 
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, le=1_000)] = 0.1
     """Decay of matrices, times the learning rate; biases and norms have none."""
     clip_norm: PositiveFloat = 1.0
     """The norm that the whole gradient is scaled down to where it is larger."""
@@ -203,9 +248,9 @@ class ParallelConfig(Table):
     strategy: Literal["auto", "single", "ddp", "zero1", "fsdp", "hybrid"] = "auto"
     """What each process holds. ddp: all; zero1: a shard of the optimizer; fsdp: of the
     weights too; hybrid: fsdp in groups. auto: single in one process, else zero1."""
-    shard_ranks: PositiveInt | None = None
+    shard_ranks: Width | None = None
     """hybrid: how many processes share one copy; not set: those of a node."""
-    tensor_parallel: PositiveInt = 1
+    tensor_parallel: Width = 1
     """How many processes share every matrix of the blocks; with zero1 or fsdp."""
 
     checkpointing: Literal["none", "selective", "full"] = "none"
@@ -231,11 +276,11 @@ class ParallelConfig(Table):
 class TrainConfig(Table):
     """How the loop runs. Accumulation is derived from the two batch sizes."""
 
-    steps: PositiveInt = 500_000
-    """Updates in the whole run."""
-    global_batch_tokens: PositiveInt = 8_388_608
+    steps: Annotated[int, Field(gt=0, lt=10**8)] = 500_000
+    """Updates in the whole run; folders of checkpoints have eight digits."""
+    global_batch_tokens: Annotated[int, Field(gt=0, le=2**36)] = 8_388_608
     """Tokens in one update, over all processes."""
-    micro_batch_size: PositiveInt = 2
+    micro_batch_size: Width = 2
     """Sequences that one process takes through the model at once."""
     seed: Count = 1234
     """Decides the first weights."""
@@ -245,11 +290,11 @@ class TrainConfig(Table):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto measures whether bfloat16 pays. Weights stay float32."""
 
-    output_dir: str = "runs/run"
+    output_dir: PathText = "runs/run"
     """The run's folder: checkpoints, logs, traces. A run that is there goes on."""
-    start_from: str | None = None
+    start_from: PathText | None = None
     """A checkpoint to branch from: step, data position and optimizer go on."""
-    init_from: str | None = None
+    init_from: PathText | None = None
     """Weights alone: of a run, a checkpoint, a Hugging Face folder or a Hub id. Step,
     data position and optimizer begin anew."""
 
@@ -262,7 +307,7 @@ class TrainConfig(Table):
     keep_checkpoints: PositiveInt = 2
     """How many of the newest stay; the best stays too."""
 
-    spike_sigmas: Annotated[float, Field(ge=0)] = 6.0
+    spike_sigmas: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 6.0
     """A batch is passed over whose loss lies so many standard deviations above the
     recent mean; 0: only where loss or gradient is not finite."""
     profile_step: Count | None = None
@@ -272,7 +317,7 @@ class TrainConfig(Table):
 
     prompts: Strings = ()
     """What the model goes on from at the end of the run."""
-    sample_tokens: PositiveInt = 64
+    sample_tokens: Width = 64
     """How many tokens it adds to each prompt."""
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, Strict
 from slm2_minimal.config.errors import ConfigError
 from slm2_minimal.config.section import (
     Count,
+    PathText,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -23,9 +24,9 @@ from slm2_minimal.config.section import (
 class SourceConfig(Section):
     """One source of text: the embedded corpus, or a file, a folder, a Hub id."""
 
-    weight: Annotated[int | float, Field(gt=0, lt=float("inf"))] = 1
+    weight: Annotated[int | float, Field(gt=0, le=1_000_000)] = 1
     """An integer is a part of the sum of all; a decimal a share, and all sum to 1."""
-    path: str | None = None
+    path: PathText | None = None
     """A file, a folder, or a Hub id; not set: the embedded corpus."""
     text_field: str = "text"
     """The field of a record that holds its text."""
@@ -60,7 +61,7 @@ Stage = Annotated[StageConfig, BeforeValidator(StageConfig.from_table)]
 class DataConfig(Table):
     """What is read and how it is cut (report sections 2 and 3)."""
 
-    tokenizer: str = "arcade100k"
+    tokenizer: PathText = "arcade100k"
     """arcade100k, tiny, or the path of a tokenizer's file."""
     seq_len: PositiveInt = 4096
     """Tokens in one sequence; at most model.max_position_embeddings."""
@@ -69,26 +70,33 @@ class DataConfig(Table):
     """What is blended, by name: one sequence at a time, according to the weights."""
     stages: Annotated[tuple[Stage, ...], Strict(False)] = ()
     """Changes of the weights later in the run, as [[data.stages]]."""
-    temperature: PositiveFloat | None = None
+    temperature: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
     """In the weights' place: shares go with tokens ** (1 / temperature)."""
 
     validation_percent: Annotated[int, Field(ge=0, lt=100)] = 10
     """About this share of the documents is held out, with all their translations."""
 
-    prepared: str | None = None
+    prepared: PathText | None = None
     """The folder that slm2 prepare writes and slm2 train reads; not set: texts are
     tokenised at the start of the run and held in memory."""
     verify: Literal["bytes", "sizes"] = "bytes"
     """What is checked when that folder is opened: every byte, or the files' sizes."""
 
-    workers: Count = 0
+    workers: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Processes that read batches ahead of the training."""
     seed: Count = 1234
     """Decides the order of the sequences."""
 
     def __post_init__(self) -> None:
+        starts: list[int] = []
         for number, stage in enumerate(self.stages):
             start = stage.start_tokens
+            if start in starts:
+                raise ConfigError(
+                    f"data.stages[{number}].start_tokens = {start}: another stage begins there"
+                    " already; leave out the one or the other"
+                )
+            starts.append(start)
             if start % self.seq_len:
                 raise ConfigError(
                     f"data.stages[{number}].start_tokens = {start}: must be a multiple of seq_len ="
@@ -116,22 +124,22 @@ class PrepareConfig(Table):
     """Which repetitions are left out: near ones too, exact ones only, or none."""
     similarity: Annotated[float, Field(gt=0, lt=1)] = 0.8
     """The Jaccard similarity of shingles above which MinHash finds most pairs."""
-    permutations: PositiveInt = 128
+    permutations: Annotated[int, Field(gt=0, le=1_024)] = 128
     """At most so many hash functions in a document's signature."""
-    shingle_words: PositiveInt = 5
+    shingle_words: Annotated[int, Field(gt=0, le=1_000)] = 5
     """Words in one shingle."""
     keep: Literal["first", "longest"] = "first"
     """Which document of a cluster of duplicates stays."""
 
-    benchmarks: dict[str, str] = Field(default_factory=dict)
+    benchmarks: dict[str, PathText] = Field(default_factory=dict)
     """Evaluation sets to keep out of the training, by name: each a file, a folder or a
     Hub id."""
-    ngram_words: PositiveInt = 13
+    ngram_words: Annotated[int, Field(gt=0, le=1_000)] = 13
     """A document is contaminated where it shares so many words in a row with one."""
     contaminated: Literal["drop", "cut"] = "drop"
     """What happens to it: it is left out, or the shared place is cut out."""
 
-    shard_megabytes: PositiveInt = 64
+    shard_megabytes: Annotated[int, Field(gt=0, le=100_000)] = 64
     """Megabytes of text in one shard, about."""
-    workers: Count = 0
+    workers: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Processes that share the work; 0: one for each core."""

@@ -16,13 +16,15 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Int
+from pydantic import Field, TypeAdapter
 
 from slm2_minimal.config import DataConfig, DataError
+from slm2_minimal.config.paths import expand
 from slm2_minimal.data.packing import PackedSequence, Stream, TokenStream
 from slm2_minimal.data.reading import reading_settings
 from slm2_minimal.files import read_json, sha256, write_array
@@ -34,13 +36,16 @@ FORMAT = 1
 OPEN_SHARDS = 128  # at a time in one process: many systems allow it 1,024 files
 
 
+Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+
+
 @dataclass(frozen=True)
 class Shard:
     """What the manifest says of one shard."""
 
-    name: str
-    documents: int
-    tokens: int
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]  # of a file in its folder
+    documents: Count
+    tokens: Count
     sha256: dict[str, str]  # of each of its files
 
     @property
@@ -52,6 +57,33 @@ class Shard:
     def digest(self) -> str:
         """Of both files."""
         return "".join(self.sha256.values())
+
+
+@dataclass(frozen=True)
+class TokenizerName:
+    """The tokenizer that made the shards."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """What `reading_settings` said when the shards were made."""
+
+    sources: dict[str, dict[str, Any]]
+    validation_percent: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that `slm2 prepare` says of a folder; `token_counts` is a digest."""
+
+    tokenizer: TokenizerName
+    read: ReadingSettings
+    sources: dict[str, list[Shard]]
+    held_out: dict[str, Shard]
+    token_counts: str
 
 
 def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
@@ -71,7 +103,7 @@ def _mapped(folder: str, files: tuple[str, str], eos: int, digest: str) -> Token
 
 
 def _load_mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 class ShardedStream(Stream):
@@ -136,14 +168,13 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
         DataError: nothing there, a file missing, cut short or altered, another
         tokenizer, or other sources.
     """
-    folder = Path(config.prepared or "").expanduser()
+    folder = Path(expand(config.prepared or "", "data.prepared"))
     manifest = read_manifest(folder)
     _check_same_text(config, tokenizer, folder, manifest)
 
     # hold all files against it
-    sources = {name: [Shard(**s) for s in manifest["sources"][name]] for name in config.sources}
-    held_out = {language: Shard(**shard) for language, shard in manifest["held_out"].items()}
-    shards = [*itertools.chain(*sources.values()), *held_out.values()]
+    sources = {name: manifest.sources[name] for name in config.sources}
+    shards = [*itertools.chain(*sources.values()), *manifest.held_out.values()]
     verify(folder, shards, every_byte=config.verify == "bytes")
 
     eos = tokenizer.eos_token_id
@@ -151,63 +182,60 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
         {name: ShardedStream(folder, shards, eos) for name, shards in sources.items()},
         {
             language: _mapped(str(folder), shard.files, eos, shard.digest)
-            for language, shard in held_out.items()
+            for language, shard in manifest.held_out.items()
         },
-        _read_counts(folder, manifest["token_counts"]),
+        _read_counts(folder, manifest.token_counts, tokenizer.vocab_size),
     )
 
 
 def _check_same_text(
-    config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: Mapping[str, Any]
+    config: DataConfig, tokenizer: Tokenizer, folder: Path, manifest: Manifest
 ) -> None:
     """Refuse what another tokenizer made, or sources that were read otherwise."""
-    theirs = manifest["tokenizer"]
-    if theirs["fingerprint"] != tokenizer.fingerprint:
+    theirs = manifest.tokenizer
+    if theirs.fingerprint != tokenizer.fingerprint:
         raise DataError(
             f"data.tokenizer = {config.tokenizer!r}: {folder} was tokenised with another one,"
-            f" {theirs['name']!r} ({theirs['fingerprint']}, not {tokenizer.fingerprint}); name that"
+            f" {theirs.name!r} ({theirs.fingerprint}, not {tokenizer.fingerprint}); name that"
             " one, or prepare another folder"
         )
 
-    prepared = manifest["read"]
+    prepared = manifest.read
     settings = reading_settings(config)
     for name, source in settings["sources"].items():
-        if name not in prepared["sources"]:
-            known = ", ".join(prepared["sources"])
+        if name not in prepared.sources or name not in manifest.sources:
+            known = ", ".join(prepared.sources)
             raise DataError(
                 f"data.sources.{name}: {folder} has only {known}; prepare another folder with it"
             )
-        if source != prepared["sources"][name]:
+        if source != prepared.sources[name]:
             raise DataError(
                 f"data.sources.{name} = {source}: {folder} was prepared from"
-                f" {prepared['sources'][name]}; prepare another folder"
+                f" {prepared.sources[name]}; prepare another folder"
             )
-    if settings["validation_percent"] != prepared["validation_percent"]:
+    if settings["validation_percent"] != prepared.validation_percent:
         raise DataError(
             f"data.validation_percent = {settings['validation_percent']}: {folder} was prepared"
-            f" with {prepared['validation_percent']}; use that, or prepare another folder"
+            f" with {prepared.validation_percent}; use that, or prepare another folder"
         )
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a prepared folder. Raises DataError where it cannot be read."""
     where = f"data.prepared = {str(folder)!r}"
     try:
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
-        number = manifest["format"]
+        content = read_json(folder / MANIFEST)
+        number = content["format"]
+        if number == FORMAT:
+            return TypeAdapter(Manifest).validate_python(content)
     except OSError as error:
-        raise DataError(
-            f"{where}: {MANIFEST}: {error.strerror}; run slm2 prepare with this configuration"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{where}: {MANIFEST} is damaged; copy it again, or prepare another folder"
-        ) from None
-    if number != FORMAT:
-        raise DataError(
-            f"{where}: has format {number!r}, this version reads {FORMAT}; prepare another folder"
-        )
-    return manifest
+        remedy = "run slm2 prepare with this configuration"
+        raise DataError(f"{where}: {MANIFEST}: {error.strerror}; {remedy}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(folder, f"{MANIFEST} is damaged") from None
+    raise DataError(
+        f"{where}: has format {number!r}, this version reads {FORMAT}; prepare another folder"
+    )
 
 
 def verify(folder: Path, shards: Iterable[Shard], *, every_byte: bool) -> None:
@@ -227,22 +255,26 @@ def _complaint(folder: Path, shard: Shard, every_byte: bool) -> str | None:
     for name, (length, dtype) in zip(shard.files, expected, strict=True):
         try:
             array = _load_mapped(folder / name)
-        except (OSError, EOFError, ValueError) as error:
-            return f"{name} is missing or cut short ({str(error).splitlines()[0]})"
+        except Exception as error:  # NumPy raises many kinds for a damaged head
+            reason = str(error).partition("\n")[0]
+            return f"{name} is missing or cut short ({reason})"
         if array.shape != (length,) or array.dtype != dtype:
             return f"{name} holds {array.shape} of {array.dtype}, not {(length,)} of {dtype}"
-        if every_byte and sha256(folder / name) != shard.sha256[name]:
+        if every_byte and sha256(folder / name) != shard.sha256.get(name):
             return f"{name} was altered: its SHA-256 is not the manifest's"
     return None
 
 
-def _read_counts(folder: Path, digest: str) -> dict[str, Int[np.ndarray, " V"]]:
+def _read_counts(folder: Path, digest: str, vocab_size: int) -> dict[str, Int[np.ndarray, " V"]]:
     try:
         if sha256(folder / COUNTS) != digest:
             raise ValueError("its SHA-256 is not the manifest's")
-        return safetensors.numpy.load_file(folder / COUNTS)
-    except (OSError, ValueError) as error:
+        counts = safetensors.numpy.load_file(folder / COUNTS)
+        if any(each.shape != (vocab_size,) or each.dtype != np.int64 for each in counts.values()):
+            raise ValueError(f"not {vocab_size} whole numbers for each language")
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _damaged(folder, f"{COUNTS} is missing or altered ({error})") from None
+    return counts
 
 
 def _damaged(folder: Path, complaint: str) -> DataError:

@@ -1,16 +1,18 @@
 """From the `[data]` table to a loader: what `slm2 prepare` has written, or texts that
 are read, split and tokenised on the spot.
 
-The second way holds everything in memory, which suits the embedded corpus and local
-files up to some gigabytes.
+The second way holds all tokens in memory, which suits the embedded corpus and small
+files of one's own.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 
 from slm2_minimal.config import ConfigError, DataConfig, DataError
 from slm2_minimal.data.loader import Loader
@@ -21,7 +23,13 @@ from slm2_minimal.data.shards import TokenisedSources, open_prepared
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
+TokenIds = UInt32[np.ndarray, " T"]
 TokenCounts = Int[np.ndarray, " V"]
+BATCH = 4_000_000  # characters tokenised at a time
+MUCH = 50_000_000  # characters that are better prepared
+SECONDS = 5.0  # between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -65,59 +73,104 @@ def open_training_data(config: DataConfig, tokenizer: Tokenizer) -> TrainingData
             f"data.validation_percent = {config.validation_percent}: no text fell into the held-out"
             f" part; raise it, or set it to 0 to train without validation{remedy}"
         )
+    unscored = sorted(held_out.keys() - sources.token_counts.keys())
+    if unscored:
+        log.warning(
+            f"data.validation_percent = {config.validation_percent}: {len(unscored)} of"
+            f" {len(held_out)} held-out languages, such as {unscored[0]!r}, have no text to train"
+            " on and are not scored; give the records one language"
+        )
     return TrainingData(loader, held_out, sources.token_counts)
 
 
 def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
-    """Read, split and tokenise the sources. Raises DataError for one without text."""
+    """Read, split and tokenise the sources. Raises DataError for one without text.
+
+    Records that cannot be used are counted and said.
+    """
     eos = tokenizer.eos_token_id
     streams: dict[str, TokenStream] = {}
-    held_out: dict[str, list[list[int]]] = defaultdict(list)
+    held_out: dict[str, list[TokenIds]] = defaultdict(list)
     token_counts: dict[str, TokenCounts] = {}
     seen: set[Document] = set()  # sources may overlap; a document is validated on once
+    progress = _Progress()
 
     for name, source in config.sources.items():
-        documents = list(read_source(source))
-        if not documents:
-            raise DataError(
-                f"data.sources.{name}: no document in {source.path or 'the corpus'}; check its"
-                " path, languages and domains"
-            )
-        trained = []
-        validated = []
-        for document in documents:
-            if not is_validation(document.id, config.validation_percent):
-                trained.append(document)
-            elif document not in seen:
+        skipped = Counter[str]()
+        parts: list[TokenStream] = []
+        validated: list[Document] = []
+        for documents in _batches(read_source(source, skipped)):
+            ids, lengths = tokenizer.encode_documents([document.text for document in documents])
+            trained: list[TokenIds] = []
+            by_language: dict[str, list[TokenIds]] = defaultdict(list)
+            for document, closed in zip(
+                documents, np.split(ids, np.cumsum(lengths)[:-1]), strict=True
+            ):
+                text = closed[:-1]
+                if not is_validation(document.id, config.validation_percent):
+                    trained.append(text)
+                    by_language[document.language].append(text)
+                    continue
                 validated.append(document)
+                if document not in seen:
+                    held_out[document.language].append(text.copy())  # the others may go
+            parts.append(TokenStream.from_documents(trained, eos))
+            for language, own in by_language.items():
+                tokens = TokenStream.from_documents(own, eos).tokens
+                counts = np.bincount(tokens, minlength=tokenizer.vocab_size)
+                token_counts[language] = token_counts.get(language, 0) + counts
+            progress.add(documents)
+
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
+        if not parts:
+            raise DataError(
+                f"data.sources.{name}: no document in {source.path or 'the corpus'} (left out:"
+                f" {left_out or 'none'}); check its path, languages and domains"
+            )
+        if left_out:
+            log.warning(f"data.sources.{name}: left out, as records to mend: {left_out}")
+        streams[name] = TokenStream.joined(parts)
         seen.update(validated)
 
-        # what is trained on, counted by language
-        ids = tokenizer.encode_batch([document.text for document in trained])
-        streams[name] = TokenStream.from_documents(ids, eos)
-        for language, own in _by_language(trained, ids).items():
-            tokens = TokenStream.from_documents(own, eos).tokens
-            counts = np.bincount(tokens, minlength=tokenizer.vocab_size)
-            token_counts[language] = token_counts.get(language, 0) + counts
-
-        # what is held out, of all sources together
-        ids = tokenizer.encode_batch([document.text for document in validated])
-        for language, own in _by_language(validated, ids).items():
-            held_out[language] += own
-
-    by_language = {
+    validation = {
         name: TokenStream.from_documents(held_out[name], eos) for name in sorted(held_out)
     }
-    return TokenisedSources(streams, by_language, dict(sorted(token_counts.items())))
+    return TokenisedSources(streams, validation, dict(sorted(token_counts.items())))
 
 
-def _by_language(
-    documents: Sequence[Document], ids: Sequence[list[int]]
-) -> dict[str, list[list[int]]]:
-    groups: dict[str, list[list[int]]] = defaultdict(list)
-    for document, tokens in zip(documents, ids, strict=True):
-        groups[document.language].append(tokens)
-    return groups
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Successive documents in lists of about BATCH characters."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= BATCH:
+            yield batch
+            batch = []
+            size = 0
+    if batch:
+        yield batch
+
+
+class _Progress:
+    """Says how far the reading is, and, once, that much text should be prepared."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+        self.said = time.monotonic()
+
+    def add(self, documents: list[Document]) -> None:
+        before = self.characters
+        self.characters += sum(len(document.text) for document in documents)
+        if before < MUCH <= self.characters:
+            log.warning(
+                f"data.prepared = None: over {MUCH:,} characters are tokenised at every start and"
+                " held in memory; slm2 prepare does it once"
+            )
+        if time.monotonic() - self.said > SECONDS:
+            log.info(f"tokenised {self.characters:,} characters so far")
+            self.said = time.monotonic()
 
 
 def build_loader(config: DataConfig, streams: Mapping[str, Stream]) -> Loader:

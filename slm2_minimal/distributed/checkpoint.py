@@ -1,16 +1,15 @@
 """Checkpoints that are whole or absent.
 
 Every rank writes its part at once and in the background; any strategy on any number of
-ranks reads them back. A checkpoint is a folder `step-00000300`. It holds the weights
-and the optimizer as torch.distributed.checkpoint's shards, one safetensors file a rank,
-and state.json: the step, the data position, the configuration, the other files'
-digests. Nothing is pickled. The folder is written under another name, on a file system
-that all ranks see, and renamed when it is whole. A crash leaves the checkpoints before
-untouched.
+ranks reads them back. A checkpoint is a folder `step-00000300` with a safetensors file
+a rank (torch.distributed.checkpoint's shards of weights and optimizer; nothing is
+pickled) and state.json, which holds everything else and the files' digests. It is
+written under another name, on a file system that all see, and renamed when it is whole.
 """
 
 import contextlib
 import os
+import re
 import shutil
 import threading
 import time
@@ -21,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import pydantic
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,20 +32,33 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load as read_shards
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from slm2_minimal.config import CheckpointError, ModelConfig
+from slm2_minimal.config import CheckpointError, ConfigError, ModelConfig, RunConfig
+from slm2_minimal.config.difference import first_difference
 from slm2_minimal.distributed.world import World
-from slm2_minimal.files import flush, read_json, sha256, write_json
+from slm2_minimal.files import digest, flush, read_json, sha256, write_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.tokenizer import Tokenizer
 
-# One process is no oversight here.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 STATE, BEST, FAILED = "state.json", "best.json", "failed"
 MODEL = "model/"  # before the name of a weight; see `named_tensors`
+# The folders that we write, and remove: what a user has beside them is none of ours.
+CHECKPOINT = re.compile(r"step-\d{8}")
+LEFTOVER = re.compile(r"\.step-\d{8}\.part|\.old-step-\d{8}")
+REMOVE = "remove this folder to go on from the one before"
 NOT_SIGNED = "another rank could not write its part"
 # Fields of a model's configuration on which no weight depends.
 FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not as it was written."""
 
 
 class Checkpointer:
@@ -81,9 +94,10 @@ class Checkpointer:
         self.wait()
         part = self.run_dir / f".{_name(step)}.part"
         if self.world.is_first:
-            for leftover in (*self.run_dir.glob(".step-*.part"), *self.run_dir.glob(".old-*")):
-                shutil.rmtree(leftover, ignore_errors=True)  # of a crash
-            part.mkdir(parents=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in _folders(self.run_dir, LEFTOVER):  # of a crash
+                shutil.rmtree(leftover, ignore_errors=True)
+            part.mkdir()
         self.world.barrier()
 
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
@@ -96,7 +110,7 @@ class Checkpointer:
     def _finish(
         self, part: Path, written: Future[Any], state: dict[str, Any], best: dict[str, Any]
     ) -> None:
-        """What the background thread does; `wait` raises its error later."""
+        """The background thread's work; `wait` raises its error later."""
         try:
             written.result()
             self.sign(part)
@@ -121,10 +135,8 @@ class Checkpointer:
         self._thread = self._error = None
         for rank, other in enumerate(self._writers.gather(reason)):
             if other not in (None, NOT_SIGNED):
-                raise OSError(
-                    f"writing a checkpoint into {str(self.run_dir)!r} failed on rank {rank}:"
-                    f" {other}; the ones before are intact"
-                )
+                where = f"into {str(self.run_dir)!r} failed on rank {rank}"
+                raise OSError(f"writing a checkpoint {where}: {other}; the ones before are intact")
 
     def settle_best(self, best: dict[str, Any]) -> dict[str, Any]:
         """`best`, if its checkpoint is still there, else {}; BEST will say the same."""
@@ -156,7 +168,8 @@ class Checkpointer:
         for file in signed:
             digests |= read_json(file)
             file.unlink()
-        write_json(part / STATE, {**state, "sha256": digests})
+        content = {**state, "sha256": digests}
+        write_json(part / STATE, content | {"digest": digest(content)})
         flush(part)
 
         # From here on, it counts
@@ -173,7 +186,14 @@ class Checkpointer:
 
 def steps(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in run_dir.glob("step-*") if (path / STATE).exists())
+    return [path for path in _folders(run_dir, CHECKPOINT) if (path / STATE).exists()]
+
+
+def _folders(run_dir: Path, name: re.Pattern[str]) -> list[Path]:
+    """The folders in `run_dir` that have such a name, sorted."""
+    if not run_dir.is_dir():
+        return []
+    return sorted(path for path in run_dir.iterdir() if name.fullmatch(path.name))
 
 
 def prune(run_dir: Path, keep: int, keep_steps: Iterable[int] = ()) -> None:
@@ -205,25 +225,51 @@ def read_state(folder: Path, world: World | None = None) -> dict[str, Any]:
 
 
 def _checked_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
-    """The state, with the digests of every `size`-th file checked."""
+    """The state, with the digests of every `size`-th file checked.
+
+    Raises DamagedCheckpoint for what is not as it was written. What cannot be read, or
+    was put there since, is a CheckpointError: nothing is wrong with the checkpoint.
+    """
     where = f"checkpoint = {str(folder)!r}"
-    remedy = "remove this folder to go on from the one before"
     try:
-        state: dict[str, Any] = read_json(folder / STATE)
-        digests = dict(state["sha256"])
+        state = read_json(folder / STATE)
+        digests = pydantic.TypeAdapter(dict[str, str]).validate_python(state["sha256"])
+        written = state.pop("digest", None)  # older versions wrote none
+        intact = written in (None, digest(state))
     except OSError as error:
         message = f"{where}: {error.strerror}; give a folder that holds {STATE}"
         raise CheckpointError(message) from None
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{where}: {STATE} is damaged; {remedy}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise DamagedCheckpoint(f"{where}: {STATE} is damaged; {REMOVE}")
+
+    # Tensors are read from every such file in the folder, listed or not.
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.name not in digests:
+            raise CheckpointError(f"{where}: {file.name} does not belong to it; move it away")
     for name in sorted(digests)[rank::size]:
         try:
-            intact = sha256(folder / name) == digests[name]
-        except OSError:
+            intact = sha256(folder / Path(name).name) == digests[name]
+        except FileNotFoundError:
             intact = False
+        except OSError as error:
+            message = f"{where}: {name} cannot be read ({error.strerror}); mend that"
+            raise CheckpointError(message) from None
         if not intact:
-            raise CheckpointError(f"{where}: {name} is missing or altered; {remedy}")
+            raise DamagedCheckpoint(f"{where}: {name} is missing or altered; {REMOVE}")
     return state
+
+
+def saved_config(folder: Path, state: dict[str, Any]) -> RunConfig:
+    """The configuration in a checkpoint; keys newer than it have their defaults."""
+    try:
+        return RunConfig.from_dict(state["config"])
+    except (ConfigError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint = {str(folder)!r}: its configuration cannot be read ({error}); "
+            "use the version that wrote it"
+        ) from None
 
 
 def load(
@@ -234,44 +280,53 @@ def load(
     Raises CheckpointError as `read_state` does, and for another architecture.
     """
     state = read_state(folder, world)
-    _check_architecture(folder, state["config"]["model"], vars(model.config))
+    _check_architecture(folder, saved_config(folder, state).model, model.config)
     _prepare_state(optimizer)
     _read_tensors(folder, named_tensors(model, optimizer), world)
     return state
 
 
 def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
-    """(a model on the CPU in fp32, its tokenizer's name if known).
-
-    `path_or_id` and the errors are those of `load_weights`.
-    """
+    """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`."""
     world = World(torch.device("cpu"))
     folder, state = _find(path_or_id, world)
     if state is None:
         return StableLM2.from_pretrained(folder), None
-    model = StableLM2(ModelConfig(**state["config"]["model"]))
+    config = saved_config(folder, state)
+    model = StableLM2(config.model)
     _read_tensors(folder, _weights(model, MODEL), world)
-    return model, state["config"]["data"]["tokenizer"]
+    return model, config.data.tokenizer
+
+
+def check_tokenizer(path_or_id: str, tokenizer: Tokenizer) -> None:
+    """Raise CheckpointError where the model that `load_model` took from there was
+    trained with another vocabulary. A Hugging Face folder knows of none.
+    """
+    folder = _checkpoint_of(Path(path_or_id))
+    trained_with = "" if folder is None else read_json(folder / STATE).get("tokenizer_fingerprint")
+    if trained_with and trained_with != tokenizer.fingerprint:
+        raise CheckpointError(
+            f"tokenizer = {tokenizer.name!r}: {path_or_id!r} was trained with another vocabulary"
+            f" ({trained_with}, this is {tokenizer.fingerprint}); give the file of that time"
+        )
 
 
 def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
     """Fill a model under any strategy with weights alone; name their tokenizer.
 
-    They come from a run's folder (its best checkpoint, or the newest where nothing was
-    validated), a checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered
-    weights must have been dropped (`Replica.reshard`).
-
-    Raises CheckpointError for none, damaged ones, and those of another architecture.
+    They come from a run's folder (its best checkpoint, or else the newest), a
+    checkpoint, a folder in Hugging Face's format, or a Hub id. Gathered weights must
+    have been dropped (`Replica.reshard`). Raises CheckpointError for none, damaged
+    ones, and those of another architecture.
     """
     folder, state = _find(path_or_id, world)
     if state is None:
-        theirs, prefix = vars(hub.read_config(folder)), ""
-        tokenizer = None
+        theirs, prefix, tokenizer = hub.read_config(folder), "", None
     else:
-        theirs, prefix = state["config"]["model"], MODEL
-        tokenizer = state["config"]["data"]["tokenizer"]
+        config = saved_config(folder, state)
+        theirs, prefix, tokenizer = config.model, MODEL, config.data.tokenizer
     free = {field: getattr(model.config, field) for field in FREE_FIELDS}
-    _check_architecture(folder, theirs | free, vars(model.config))
+    _check_architecture(folder, theirs.replace(**free), model.config)
     _read_tensors(folder, _weights(model, prefix), world)
     return tokenizer
 
@@ -289,10 +344,12 @@ def _checkpoint_of(path: Path) -> Path | None:
     if (path / STATE).exists():
         return path
     saved = steps(path)
-    if (path / BEST).exists():
-        best = path / _name(read_json(path / BEST)["step"])
-        if best in saved:
-            return best
+    try:
+        best = path / _name(int(read_json(path / BEST)["step"]))
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a note that is damaged
+        best = None
+    if best in saved:
+        return best
     return saved[-1] if saved else None
 
 
@@ -312,31 +369,11 @@ def _weights(model: StableLM2, prefix: str) -> dict[str, Tensor]:
     return {prefix + name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def first_difference(
-    theirs: dict[str, Any], ours: dict[str, Any], prefix: str = ""
-) -> tuple[str, Any, Any]:
-    """(dotted field, their value, ours) where two nested dictionaries first differ.
-
-    The field is empty if they do not.
-    """
-    for key in ours | theirs:
-        a, b = theirs.get(key), ours.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            field, a, b = first_difference(a, b, f"{prefix}{key}.")
-            if field:
-                return field, a, b
-        elif a != b:
-            return f"{prefix}{key}", a, b
-    return "", None, None
-
-
-def _check_architecture(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    field, saved, here = first_difference(theirs, ours)
+def _check_architecture(folder: Path, theirs: ModelConfig, ours: ModelConfig) -> None:
+    field, saved, here = first_difference(vars(theirs), vars(ours))
     if field:
-        raise CheckpointError(
-            f"model.{field} = {here!r}: the checkpoint {str(folder)!r} has {saved!r}; use the same"
-            " model"
-        )
+        where = f"the checkpoint {str(folder)!r} has {saved!r}"
+        raise CheckpointError(f"model.{field} = {here!r}: {where}; use the same model")
 
 
 def _prepare_state(optimizer: torch.optim.Optimizer) -> None:
@@ -358,18 +395,13 @@ def _read_tensors(folder: Path, tensors: dict[str, Tensor], world: World | None)
     try:
         read_shards(tensors, storage_reader=reader, **_ranks(group))
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"checkpoint = {str(folder)!r}: cannot be read ({_reason(error)}); remove this folder"
-        ) from None
+        message = f"checkpoint = {str(folder)!r}: cannot be read ({_reason(error)})"
+        raise CheckpointError(f"{message}; remove this folder") from None
 
 
 def _ranks(group: dist.ProcessGroup | None) -> dict[str, Any]:
     """Who takes part, as torch's checkpointing wants to be told."""
     return {"no_dist": True} if group is None else {"process_group": group}
-
-
-def _name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def _reason(error: BaseException) -> str:

@@ -72,6 +72,7 @@ class Replica:
     autocast_dtype: torch.dtype  # fp32 where weights are gathered in bf16 already
     data_rank: int
     data_size: int
+    copies: int = 1  # ranks that read the same rows: those of tensor parallelism
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
@@ -123,7 +124,9 @@ def parallelize(config: RunConfig, world: World, dtype: torch.dtype) -> Replica:
     tensor_ranks = config.parallel.tensor_parallel
     data_rank, data_size = world.rank // tensor_ranks, world.size // tensor_ranks
     autocast_dtype = torch.float32 if strategy in SHARDED else dtype
-    return Replica(strategy, model, forward, autocast_dtype, data_rank, data_size)
+    return Replica(
+        strategy, model, forward, autocast_dtype, data_rank, data_size, copies=tensor_ranks
+    )
 
 
 def build_on_meta(config: RunConfig, world: World, dtype: torch.dtype) -> StableLM2:

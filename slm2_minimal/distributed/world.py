@@ -46,12 +46,13 @@ class World:
         Raises ConfigError for a device that is not there.
         """
         chosen = pick_device(device)
-        if "RANK" not in os.environ:
+        place = _place()
+        if place is None:
             yield cls(chosen)
             return
 
         # Who this process is, and its GPU
-        rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, size, local = place
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         if chosen.type == "cuda":
             if local >= torch.cuda.device_count():
@@ -125,6 +126,37 @@ class World:
         for group in groups:
             assert group is not None, "joined"
             group.set_timeout(timeout)
+
+
+def _place() -> tuple[int, int, int] | None:
+    """(rank, world size, local rank) as the launcher says; None for one by itself.
+
+    Raises ConfigError for half of a launcher's variables, and under srun without one.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "RANK" not in os.environ:
+        tasks = os.environ.get("SLURM_NTASKS", "1")
+        if "SLURM_PROCID" in os.environ and tasks != "1":
+            raise ConfigError(
+                f"SLURM_NTASKS = {tasks}: srun started several processes that know nothing of "
+                "each other; start one a node, and torchrun in it, as the script of slm2 launch"
+            )
+        return None
+
+    values = {name: os.environ.get(name, "") for name in names}
+    for name, value in values.items():
+        if not value.isdecimal():
+            raise ConfigError(
+                f"{name} = {value!r}: must be a whole number where RANK is set; let torchrun set "
+                f"{', '.join(names)} and MASTER_ADDR, or unset them"
+            )
+    rank, size, local = (int(value) for value in values.values())
+    if rank >= size:
+        raise ConfigError(f"RANK = {rank}: must lie below WORLD_SIZE = {size}; use torchrun")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise ConfigError(f"{name} is not set where RANK is; use torchrun, or unset RANK")
+    return rank, size, local
 
 
 def _store(rank: int, size: int) -> Store:

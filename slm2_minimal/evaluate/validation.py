@@ -1,6 +1,8 @@
 """Validation loss per language, beside the best model that knows no context."""
 
-from collections.abc import Iterator, Mapping
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,6 +22,10 @@ from slm2_minimal.model.transformer import StableLM2
 # Read per language, 2M tokens at the report's 4096: a validation costs no more where
 # more text is held out.
 MAX_SEQUENCES = 512
+SCORED_TOKENS = 4096  # in a batch, at least
+SECONDS_BETWEEN_LINES = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,14 +70,23 @@ class ValidationSet:
                 batch = replace(batch, labels=torch.full_like(batch.labels, IGNORE))
             yield batch
 
+    def num_batches(self, size: int = 1) -> int:
+        """How many batches each of `size` ranks scores."""
+        count = min(self.held_out.num_sequences(self.seq_len), MAX_SEQUENCES)
+        return -(-count // (self.batch_size * size))
+
 
 def validation_sets(
     held_out: Mapping[str, Stream],
     token_counts: Mapping[str, Int[np.ndarray, " V"]],
     seq_len: int,
-    batch_size: int,
+    micro_batch_size: int,
 ) -> dict[str, ValidationSet]:
-    """A set for every language that has both held-out and training text."""
+    """A set for every language that has both held-out and training text.
+
+    Short sequences are scored faster in larger batches than those of training.
+    """
+    batch_size = max(micro_batch_size, SCORED_TOKENS // seq_len)
     return {
         language: ValidationSet.build(stream, token_counts[language], seq_len, batch_size)
         for language, stream in held_out.items()
@@ -95,25 +110,47 @@ def validation_losses(
     rank: int = 0,
     size: int = 1,
     world: World | None = None,
-) -> dict[str, float]:
-    """Nats per token of every set.
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Nats per token of every set, or None where it was asked to stop.
 
     The processes of `world` share the work: this one takes the part `rank` of `size`,
-    counted among those that read other data.
+    counted among those that read other data. `should_stop` is asked before every batch;
+    its answer must be the same on all.
     """
     losses = {}
+    progress = _Progress(sum(each.num_batches(size) for each in sets.values()))
     for name, validation_set in sets.items():
         total, count = 0.0, 0.0
         for batch in validation_set.batches(rank, size):
+            if should_stop():
+                return None
             count += batch.valid_tokens
-            batch = batch.to(device)
-            head = partial(token_log_probs, labels=batch.labels)
-            with autocast(device, dtype):
-                log_probs = model(
-                    batch.input_ids, batch.position_ids, batch.attention_ids, head=head
-                )
-            total -= log_probs.sum(dtype=torch.float64).item()
+            total -= _log_probs(model, batch.to(device), dtype).sum(dtype=torch.float64).item()
+            progress.batch_done()
         if world is not None:
             total, count = world.sum(total, count)
         losses[name] = total / max(count, 1)
     return losses
+
+
+def _log_probs(model: StableLM2, batch: Batch, dtype: torch.dtype) -> Float[Tensor, "B T"]:
+    head = partial(token_log_probs, labels=batch.labels)
+    with autocast(batch.labels.device, dtype):
+        return model(batch.input_ids, batch.position_ids, batch.attention_ids, head=head)
+
+
+class _Progress:
+    """A line now and then, where a validation takes long."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+        self.done = 0
+        self.shown = time.perf_counter()
+
+    def batch_done(self) -> None:
+        self.done += 1
+        now = time.perf_counter()
+        if now - self.shown > SECONDS_BETWEEN_LINES:
+            logger.info("validation | %d of %d batches", self.done, self.batches)
+            self.shown = now

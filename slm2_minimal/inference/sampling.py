@@ -7,6 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slm2_minimal.config import DataError
+from slm2_minimal.config.errors import shown
+
+COLDEST = 1e-6  # what divides fp32 logits without making them infinite
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        if self.temperature != 0 and not COLDEST <= self.temperature < float("inf"):
             raise DataError(
-                f"temperature = {self.temperature}: must be a finite number from 0 on; 0 is greedy"
+                f"temperature = {self.temperature}: must be a finite number from {COLDEST:g} on, or"
+                " 0; 0 is greedy"
             )
         if self.top_k is not None and self.top_k < 1:
             raise DataError(
@@ -37,6 +41,9 @@ class Sampling:
                 f"top_p = {self.top_p}: must lie above 0 and at most at 1; leave it out to keep all"
                 " ids"
             )
+
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise DataError(f"seed = {shown(self.seed)}: must fit 64 bits; give a smaller number")
 
     def generator(self, device: torch.device) -> torch.Generator:
         """Random numbers that begin at `seed`."""
@@ -58,9 +65,9 @@ class Sampling:
         probabilities = (logits.float() / self.temperature).softmax(dim=-1)
         ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
         if self.top_k is not None:
-            ordered[:, self.top_k :] = 0
+            ordered[:, min(self.top_k, ordered.shape[1]) :] = 0
             ordered /= ordered.sum(dim=-1, keepdim=True)
         if self.top_p is not None:
-            likelier = ordered.cumsum(dim=-1) - ordered  # their mass: the first id always stays
-            ordered[likelier >= self.top_p] = 0
+            likelier = ordered.cumsum(dim=-1) - ordered  # their mass; the first id always stays
+            ordered[:, 1:][likelier[:, 1:] >= self.top_p] = 0
         return ids.gather(1, torch.multinomial(ordered, 1, generator=generator)).squeeze(1)

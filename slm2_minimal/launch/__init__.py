@@ -5,5 +5,6 @@ In: a `RunConfig` and a number of GPUs, which need not be there. Out: a page of 
 and SLURM (`slm2 launch`), a report on this machine (`slm2 doctor`).
 
 Read memory (bytes on a rank), planner (time, messages, money), check (everything that
-can be known to be wrong), scripts and launch. Chapter 8 plans, chapter 9 launches.
+can be known to be wrong), scripts and torchrun (what they start), launch. Chapter 8
+plans, chapter 9 launches.
 """

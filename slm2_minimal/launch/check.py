@@ -11,14 +11,22 @@ from pathlib import Path
 import torch
 
 from slm2_minimal.config import ConfigError, RunConfig
+from slm2_minimal.data.training_data import TrainingData
 from slm2_minimal.distributed.world import World
+from slm2_minimal.evaluate.validation import MAX_SEQUENCES
 from slm2_minimal.launch.memory import GPUS_PER_NODE, memory
 from slm2_minimal.launch.planner import GPUS, RESERVE
 from slm2_minimal.train import resume, rules
+from slm2_minimal.train.schedule import learning_rate
 
 
 def check(
-    config: RunConfig, gpus: int, gpu: str | None = None, *, launched: bool = True
+    config: RunConfig,
+    gpus: int,
+    gpu: str | None = None,
+    *,
+    gpus_per_node: int = GPUS_PER_NODE,
+    launched: bool = True,
 ) -> list[str]:
     """Hold a run on `gpus` processes against all that can be known before it starts.
 
@@ -34,7 +42,7 @@ def check(
     Raises:
         ConfigError, DataError, CheckpointError: for the first thing that cannot be.
     """
-    nodes, per_node = nodes_of(gpus)
+    nodes, per_node = nodes_of(gpus, gpus_per_node)
     strategy = rules.check_run(config, gpus, per_node, launched=launched)
     memory_line = _memory(config, gpus, gpu, strategy)
     if config.data.sources and config.data.prepared is None and nodes > 1:
@@ -50,33 +58,36 @@ def check(
     positions = rules.sequences_of(config)
     epochs = data.loader.epochs(positions)
     return [
-        f"processes   {_processes(config, gpus, strategy)}",
+        f"processes   {_processes(config, nodes, per_node, strategy)}",
         f"batch       {_batch(config, gpus)}",
         f"memory      {memory_line}",
         f"tokenizer   {tokenizer.name}: {tokenizer.vocab_size:,} ids, "
         f"{config.model.vocab_size:,} rows in the model",
         f"data        {config.data.prepared or 'not prepared'}: {sum(data.loader.counts):,} "
         f"sequences of {seq_len}; {steps:,} steps read {positions:,}",
+        f"schedule    {_schedule(config)}",
+        f"validation  {_validation(config, data)}",
         "epochs      " + ", ".join(f"{name} {count:.2f}" for name, count in epochs.items()),
         f"output      {_output(config, data.loader.fingerprint())}",
     ]
 
 
-def nodes_of(gpus: int) -> tuple[int, int]:
+def nodes_of(gpus: int, per_node: int = GPUS_PER_NODE) -> tuple[int, int]:
     """(nodes, GPUs on each). Raises ConfigError where nodes would not be filled."""
-    if gpus < 1 or (gpus > GPUS_PER_NODE and gpus % GPUS_PER_NODE):
-        nearest = max(1, round(gpus / GPUS_PER_NODE) * GPUS_PER_NODE)
+    if per_node < 1:
+        raise ConfigError(f"gpus_per_node = {per_node}: must be at least 1")
+    if gpus < 1 or (gpus > per_node and gpus % per_node):
+        nearest = max(1, round(gpus / per_node) * per_node)
         raise ConfigError(
-            f"gpus = {gpus}: must lie between 1 and {GPUS_PER_NODE}, or fill nodes of "
-            f"{GPUS_PER_NODE}; the nearest is {nearest}"
+            f"gpus = {gpus}: must lie between 1 and {per_node}, or fill nodes of "
+            f"{per_node}; the nearest is {nearest}"
         )
-    return -(-gpus // GPUS_PER_NODE), min(gpus, GPUS_PER_NODE)
+    return -(-gpus // per_node), min(gpus, per_node)
 
 
-def _processes(config: RunConfig, gpus: int, strategy: str) -> str:
-    nodes, per_node = nodes_of(gpus)
+def _processes(config: RunConfig, nodes: int, per_node: int, strategy: str) -> str:
     word = "node" if nodes == 1 else "nodes"
-    line = f"{gpus} = {nodes} {word} of {per_node}; {strategy}"
+    line = f"{nodes * per_node} = {nodes} {word} of {per_node}; {strategy}"
     if config.parallel.tensor_parallel > 1:
         line += f", tensor_parallel {config.parallel.tensor_parallel}"
     return line
@@ -120,6 +131,33 @@ def _memory(config: RunConfig, gpus: int, gpu: str | None, strategy: str) -> str
             "parallel.checkpointing or strategy: slm2 plan compares them"
         )
     return f"{numbers} (planned)"
+
+
+def _schedule(config: RunConfig) -> str:
+    """The learning rate at its peak and at the last step, and the cooldown."""
+    schedule, steps = config.schedule, config.train.steps
+    last = learning_rate(steps - 1, schedule)
+    line = f"{schedule.kind}: peak {schedule.peak_rate:g}, {last:.3g} at the last step"
+    if schedule.cooldown_start is None or schedule.cooldown_steps is None:
+        return f"{line}; no cooldown"
+    end = schedule.cooldown_start + schedule.cooldown_steps
+    return f"{line}; cooldown from step {schedule.cooldown_start:,} to {end:,}"
+
+
+def _validation(config: RunConfig, data: TrainingData) -> str:
+    """How much is scored how often, and what share of the run's computing that is."""
+    if not data.held_out:
+        return "none: data.validation_percent is 0"
+    train, seq_len = config.train, config.data.seq_len
+    sequences = [min(s.num_sequences(seq_len), MAX_SEQUENCES) for s in data.held_out.values()]
+    times = -(-train.steps // train.validate_every)
+    # A forward pass is a third of a training step.
+    scored = times * sum(sequences) * seq_len / 3
+    share = scored / (scored + train.steps * train.global_batch_tokens)
+    return (
+        f"{sum(sequences):,} sequences of {len(sequences)} languages, {times:,} times: "
+        f"{share:.1%} of the run's computing"
+    )
 
 
 def _output(config: RunConfig, fingerprint: str) -> str:

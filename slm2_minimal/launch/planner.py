@@ -8,6 +8,7 @@ layers, C channels, I width of the MLP, T tokens in a sequence; R ranks that sha
 is sharded.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -168,10 +169,9 @@ def plan(
     _check(config, gpus, gpu, strategy, checkpointing)
     card = GPUS[gpu]
     flops, source = _flops(card, tflops, mfu)
-    if usd_per_hour is not None and usd_per_hour < 0:
-        raise ConfigError(
-            f"usd_per_hour = {usd_per_hour}: must not be negative; the report has 3.5"
-        )
+    price = card.usd_per_hour if usd_per_hour is None else usd_per_hour
+    if price is not None and not 0 <= price < math.inf:
+        raise ConfigError(f"usd_per_hour = {price}: must be a number from 0 on; the report has 3.5")
 
     # A step
     useful = flops_per_token(model, config.data.seq_len)
@@ -186,7 +186,6 @@ def plan(
     # The run
     hours = train.steps * seconds * gpus / 3600
     mwh = hours * card.watts * PUE / 1e6
-    price = card.usd_per_hour if usd_per_hour is None else usd_per_hour
     return Plan(
         gpus=gpus,
         gpu=gpu,
@@ -358,10 +357,8 @@ def _check(config: RunConfig, gpus: int, gpu: str, strategy: str, checkpointing:
     # GPUs that share the batch and fill their nodes
     tokens = config.train.micro_batch_size * config.data.seq_len
     micro_batches = config.train.global_batch_tokens // tokens
-    nodes = range(GPUS_PER_NODE, micro_batches + 1, GPUS_PER_NODE)
-    possible = [n for n in (*range(1, GPUS_PER_NODE), *nodes) if micro_batches % n == 0]
-    if gpus not in possible:
-        nearest = min(possible, key=lambda n: abs(n - gpus))
+    nearest = _nearest(gpus, micro_batches)
+    if gpus != nearest:
         raise ConfigError(
             f"gpus = {gpus}: must share {micro_batches} micro-batches of {tokens} tokens evenly"
             f" and, above {GPUS_PER_NODE}, fill nodes of {GPUS_PER_NODE}; the nearest is {nearest}"
@@ -371,6 +368,16 @@ def _check(config: RunConfig, gpus: int, gpu: str, strategy: str, checkpointing:
         raise ConfigError(
             f"strategy = {strategy!r}: {reason}; use {', '.join(_possible(config, gpus))}"
         )
+
+
+def _nearest(gpus: int, micro_batches: int) -> int:
+    """The number closest to `gpus` that divides the batch and fills its nodes."""
+    inside = min(max(gpus, 1), micro_batches)
+    for distance in range(inside):
+        for n in (inside - distance, inside + distance):
+            if micro_batches % n == 0 and (n < GPUS_PER_NODE or n % GPUS_PER_NODE == 0):
+                return n
+    return 1
 
 
 def _possible(config: RunConfig, gpus: int) -> list[str]:

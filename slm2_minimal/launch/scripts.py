@@ -7,17 +7,20 @@ save and end, and the job goes back into the queue until the run is complete.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from slm2_minimal.config import RunConfig
+from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.launch.memory import GPUS_PER_NODE
 
 MAX_RESTARTS = 3  # of a failed process, before a person should look at it
 WARNING = 300  # seconds before a job's end at which SLURM warns
 SAVING = 270  # of these, what the processes have to save and end
+# Asked for with each GPU of a node that is shared with others: assumptions
+CORES_PER_GPU, GIGABYTES_PER_GPU = 4, 60
 
 
 def scripts(
@@ -25,40 +28,47 @@ def scripts(
     words: Sequence[str],
     gpus: int,
     folder: Path,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str | None] | None = None,
+    *,
+    gpus_per_node: int = GPUS_PER_NODE,
+    prologue: str = "",
 ) -> dict[str, str]:
     """The texts of `torchrun.sh`, for a node, and of `slurm.sh`, which runs it on each.
 
     Both belong in `folder`. `words` are the arguments of `slm2 train` that gave
-    `config`. `options` are sbatch's by their long names, over the defaults: 24 hours,
-    and whole nodes where all their GPUs are used.
+    `config`. `options` are sbatch's by their long names, "" for one without a value;
+    they replace ours, and None takes ours away. `prologue` are lines of bash that every
+    node runs first. Raises ConfigError for an option that cannot stand in a script.
     """
     folder = folder.absolute()
-    per_node = min(gpus, GPUS_PER_NODE)
-    nodes = -(-gpus // GPUS_PER_NODE)
+    per_node = min(gpus, gpus_per_node)
+    nodes = -(-gpus // gpus_per_node)
     run_dir = Path(config.train.output_dir).absolute()
-    whole_nodes = {"exclusive": "", "mem": "0"} if per_node == GPUS_PER_NODE else {}
+    share = {"exclusive": "", "mem": "0"}
+    if per_node < gpus_per_node:
+        cores, gigabytes = per_node * CORES_PER_GPU, per_node * GIGABYTES_PER_GPU
+        share = {"cpus-per-task": str(cores), "mem": f"{gigabytes}G"}
     directives = {
         "job-name": f"slm2-{run_dir.name}",
         "nodes": str(nodes),
         "ntasks-per-node": "1",
         "gpus-per-node": str(per_node),
-        **whole_nodes,
+        **share,
         "time": "24:00:00",
         "requeue": "",
         "signal": f"B:USR1@{WARNING}",
-        "output": f"{folder}/%x-%j.log",
+        "output": str(folder).replace("%", "%%") + "/%x-%j.log",
         "open-mode": "append",
         **(options or {}),
     }
     last = run_dir / f"step-{config.train.steps:08d}"
     return {
-        "torchrun.sh": _torchrun_script(words, nodes, per_node),
+        "torchrun.sh": _torchrun_script(words, nodes, per_node, prologue),
         "slurm.sh": _slurm_script(directives, folder / "torchrun.sh", last),
     }
 
 
-def _torchrun_script(words: Sequence[str], nodes: int, per_node: int) -> str:
+def _torchrun_script(words: Sequence[str], nodes: int, per_node: int, prologue: str) -> str:
     meeting = "--standalone"
     if nodes > 1:
         meeting = (
@@ -69,6 +79,7 @@ def _torchrun_script(words: Sequence[str], nodes: int, per_node: int) -> str:
 #!/bin/bash
 # torchrun for {per_node} of {nodes * per_node} processes, which it starts again \
 from the newest checkpoint where one of them fails.
+{prologue}
 cd {shlex.quote(os.getcwd())} || exit
 # Seconds that the processes have to save once they are told to end. \
 torchrun's own 30 are too few for a large checkpoint.
@@ -76,20 +87,27 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}
 # A store of its own for every start: in a shared one, \
 processes that are started again find the addresses of those that died.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-exec {shlex.quote(sys.executable)} -m torch.distributed.run --nnodes={nodes} \
+exec {shlex.quote(sys.executable)} -m slm2_minimal.launch.torchrun --nnodes={nodes} \
 --nproc-per-node={per_node} --max-restarts={MAX_RESTARTS} \\
     {meeting} \\
     -m slm2_minimal train {shlex.join(words)}
 """
 
 
-def _slurm_script(directives: Mapping[str, str], torchrun: Path, last: Path) -> str:
+def _directive(key: str, value: str) -> str:
+    """A line that sbatch reads. Raises ConfigError for what would not be one."""
+    if not re.fullmatch("[a-z][a-z-]*", key) or re.search("[\0-\x1f]", value):
+        raise ConfigError(
+            f"sbatch = {f'{key}={value}'!r}: cannot stand in the script; give a long name without"
+            " dashes in front, and a value on one line"
+        )
+    return f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "")
+
+
+def _slurm_script(directives: Mapping[str, str | None], torchrun: Path, last: Path) -> str:
     """`last` is the checkpoint whose presence says that the run is complete."""
-    lines = []
-    for key, value in directives.items():
-        setting = f"={shlex.quote(value)}" if value else ""
-        lines.append(f"#SBATCH --{key}{setting}")
-    header = "\n".join(lines)
+    given = {key: value for key, value in directives.items() if value is not None}
+    header = "\n".join(_directive(key, value) for key, value in given.items())
     return f"""\
 #!/bin/bash
 {header}

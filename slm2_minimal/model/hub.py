@@ -11,17 +11,20 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pydantic
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from slm2_minimal.config import CheckpointError, MissingExtraError, ModelConfig
+from slm2_minimal.config import CheckpointError, ConfigError, MissingExtraError, ModelConfig
+from slm2_minimal.config.errors import shown
 from slm2_minimal.files import flush, read_json, whole_file, write_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 # What StableLmForCausalLM can do and this model does not: any other value is another
 # function.
 FIXED: dict[str, Any] = {
@@ -29,7 +32,16 @@ FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "qk_layernorm": False,
     "use_parallel_residual": False,
-    "rope_scaling": None,
+}
+# What a key means that config.json leaves out, where our own default is another.
+ABSENT: dict[str, Any] = {
+    "vocab_size": 50_304,
+    "hidden_size": 2560,
+    "intermediate_size": 6912,
+    "num_hidden_layers": 32,
+    "use_qkv_bias": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
 }
 NORM = r"(model\.norm|model\.layers\.\d+\.(input|post_attention)_layernorm)\."
 TENSORS = re.compile(  # every tensor of the format; all norms have biases in it
@@ -37,6 +49,23 @@ TENSORS = re.compile(  # every tensor of the format; all norms have biases in it
     r"|model\.layers\.\d+\.self_attn\.([qkvo]_proj\.weight|[qkv]_proj\.bias)"
     r"|model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight"
 )
+Checked = TypeVar("Checked")
+UNUSED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # of old files
+
+
+@pydantic.dataclasses.dataclass
+class Index:
+    """What model.safetensors.index.json holds: each tensor's file."""
+
+    weight_map: dict[str, str]
+
+
+@pydantic.dataclasses.dataclass
+class RotaryTables:
+    """The two places of config.json that may scale the rotation."""
+
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
 
 
 def resolve(path_or_repo_id: str | Path) -> Path:
@@ -69,21 +98,29 @@ def read_config(folder: Path) -> ModelConfig:
     """
     path = folder / CONFIG
     raw = _read_object(path)
-    rope = raw.get("rope_parameters") or {}
     for name, ours in FIXED.items():
-        if raw.get(name, ours) != ours:
-            raise CheckpointError(
-                f"{name} = {raw[name]!r} in {path}: this model computes {ours!r} only; use another"
-                " checkpoint"
-            )
-    if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(
-            f"rope_parameters = {rope!r} in {path}: only unscaled rotary is computed here"
-        )
+        _require(name, raw.get(name), ours, path)
+    _require("quantization_config", raw.get("quantization_config"), None, path)
+    rope: dict[str, Any] = {}
+    for name, table in vars(_checked(RotaryTables, raw, path)).items():
+        rope |= table or {}
+        for key in ("rope_type", "type"):  # new and old
+            _require(f"{name}.{key}", rope.get(key), "default", path)
 
+    # null means what a missing key means, but for the ids, where it means none
     names = {field.name for field in dataclasses.fields(ModelConfig)} - FIXED.keys()
     values = {name: rope.get(name, raw.get(name)) for name in names}
-    return ModelConfig(**{name: value for name, value in values.items() if value is not None})
+    values = ABSENT | {name: value for name, value in values.items() if value is not None}
+    for name in ("bos_token_id", "eos_token_id"):
+        if name in raw:
+            ids = raw[name] if isinstance(raw[name], list) else [raw[name]]
+            values[name] = next(iter(ids), None)
+    try:
+        config = ModelConfig(**values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    _require("head_dim", raw.get("head_dim"), config.head_dim, path)
+    return config
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
@@ -111,10 +148,11 @@ def read_weights(
     """
     files = [WEIGHTS]
     if (folder / INDEX).exists():
-        files = sorted(set(_read_object(folder / INDEX)["weight_map"].values()))
+        index = _checked(Index, _read_object(folder / INDEX), folder / INDEX)
+        files = sorted(set(index.weight_map.values()))
     weights: dict[str, Tensor] = {}
     for name in files:
-        if Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise CheckpointError(
                 f"{INDEX} names {name!r}: shards must lie beside it; use a clean download"
             )
@@ -125,9 +163,11 @@ def read_weights(
                 f"{folder / name}: missing or damaged ({error}); download or save it again"
             ) from None
 
-    # every key and every shape
-    if tied and "lm_head.weight" not in weights:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    # every key and every shape; of tied tables one is stored, under either name
+    weights = {key: value for key, value in weights.items() if not UNUSED.fullmatch(key)}
+    for name, other in ((HEAD, TABLE), (TABLE, HEAD)):
+        if tied and other in weights:
+            weights.setdefault(name, weights[other])
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     for key in sorted(expected.keys() | shapes.keys()):
@@ -136,7 +176,7 @@ def read_weights(
                 f"{key}: shape {shapes.get(key, 'missing')} in {folder}, but {CONFIG} asks for"
                 f" {expected.get(key, 'no such tensor')}; use weights and config of one model"
             )
-    return {key: weights[key].to(dtype) for key in expected}
+    return {key: _finite(key, weights[key], folder).to(dtype) for key in expected}
 
 
 def write(
@@ -159,7 +199,7 @@ def write(
         if re.match(NORM, key):
             tensors.setdefault(key.replace("weight", "bias"), torch.zeros_like(tensors[key]))
     if config.tie_word_embeddings:
-        del tensors["lm_head.weight"]
+        del tensors[HEAD]
 
     # the weights, in one file or in shards with an index
     folder = Path(path)
@@ -213,3 +253,33 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a JSON object; download or save it again")
     return content
+
+
+def _checked(kind: type[Checked], content: dict[str, Any], path: Path) -> Checked:
+    """The fields of `kind` in a file's content, by their types."""
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"{path}: {name} cannot be read ({first['msg']}); download or save it again"
+        ) from None
+
+
+def _require(name: str, value: Any, ours: Any, path: Path) -> None:
+    """Refuse what would make the model another function."""
+    if value not in (None, ours):
+        raise CheckpointError(
+            f"{name} = {shown(value)} in {path}: this model computes {ours!r} only; use another"
+            " checkpoint"
+        )
+
+
+def _finite(key: str, value: Tensor, folder: Path) -> Tensor:
+    """`value`, whose smallest and largest elements are numbers."""
+    if not value.is_floating_point() or not torch.stack(value.aminmax()).isfinite().all():
+        raise CheckpointError(
+            f"{key}: holds what is no finite decimal number in {folder}; use other weights"
+        )
+    return value

@@ -90,7 +90,7 @@ def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
 def run_slurm(
     run: RunConfig,
     tasks: int | None = None,
-    options: Mapping[str, str] | None = None,
+    options: Mapping[str, str | None] | None = None,
     *,
     dry_run: bool = False,
 ) -> None:
@@ -122,8 +122,9 @@ def run_slurm(
     executors = [_slurm_executor(job, options or {}, *stage) for stage in stages(job)]
     scripts = [_write_script(executor) for executor in executors]
     submit = job.folder.resolve() / LOGS / "submit.sh"
-    submit.write_text(_submission([script for script in scripts if script]))
-    states = iter([script for script in scripts if script] if dry_run else _submit(submit))
+    to_submit = [script for script in scripts if script]
+    submit.write_text(_submission(to_submit))
+    states = iter(to_submit if dry_run else _submit(submit))
     for executor, script in zip(executors, scripts, strict=True):
         count = "1 task" if executor.tasks == 1 else f"{executor.tasks} tasks"
         state = next(states) if script else "complete"
@@ -133,7 +134,7 @@ def run_slurm(
 
 
 def _slurm_executor(
-    job: Job, options: Mapping[str, str], stage: str, step: "Step", count: int
+    job: Job, options: Mapping[str, str | None], stage: str, step: "Step", count: int
 ) -> SlurmPipelineExecutor:
     """The tasks of one stage as one job array."""
     return SlurmPipelineExecutor(
@@ -277,7 +278,8 @@ def all_units(job: Job) -> list[Unit]:
     for rank in range(len(shares(job))):
         before = dict(last)
         for unit in units_of(job, rank):
-            if end := before.get(unit.source):
+            end = before.get(unit.source)
+            if end:
                 skipped = dict(Counter(end.skipped) + Counter(unit.skipped))
                 unit = replace(unit, read=end.read + unit.read, skipped=skipped)
             units.append(unit)
@@ -341,11 +343,11 @@ def deal(files: Sequence[SourceFile], tasks: int) -> list[Share]:
     before = 0
     dealt: list[Share] = [[] for _ in range(tasks)]
     for (source, path, _), size in zip(files, sizes, strict=True):
-        own = dealt[min((2 * before + size) * tasks // (2 * total), tasks - 1)]
+        share = dealt[min((2 * before + size) * tasks // (2 * total), tasks - 1)]
         before += size
-        if not own or own[-1][0] != source:
-            own.append((source, []))
-        own[-1][1].append(path)
+        if not share or share[-1][0] != source:
+            share.append((source, []))
+        share[-1][1].append(path)
     return dealt
 
 

@@ -86,10 +86,10 @@ class BenchmarkIndex:
                 "benchmarks = {}: nothing to look for; name at least one evaluation set"
             )
         read = [_read(name, texts, n) for name, texts in benchmarks.items()]
-        hashes = np.unique(np.concatenate([own for _, own in read]))
+        hashes = np.unique(np.concatenate([its_hashes for _, its_hashes in read]))
         members = np.zeros((-(-len(read) // 64), len(hashes)), dtype=np.uint64)
-        for b, (_, own) in enumerate(read):
-            members[b // 64, np.searchsorted(hashes, own)] |= np.uint64(1 << b % 64)
+        for b, (_, its_hashes) in enumerate(read):
+            members[b // 64, np.searchsorted(hashes, its_hashes)] |= np.uint64(1 << b % 64)
         return cls(hashes, members, tuple(benchmark for benchmark, _ in read), n)
 
     def of(self, b: int) -> Bool[np.ndarray, " G"]:
@@ -117,9 +117,9 @@ class BenchmarkIndex:
         result: list[list[Hit]] = [[] for _ in texts]
         edges = [0, *apart.tolist(), len(at)] if len(at) else []
         for left, right in itertools.pairwise(edges):
-            own = positions[left:right]
+            shared = positions[left:right]
             begin, end = int(begins[left]), int(ends[right - 1])
-            hit = Hit(begin, end, self._names(own), tuple(own.tolist()))
+            hit = Hit(begin, end, self._names(shared), tuple(shared.tolist()))
             result[owners[left]].append(hit)
         return result
 
@@ -198,7 +198,7 @@ class BenchmarkIndex:
         return cls(rows[0], rows[1:], benchmarks, about["n"])
 
 
-def _read(name: str, texts: Iterable[str], n: int) -> tuple[Benchmark, UInt64[np.ndarray, " own"]]:
+def _read(name: str, texts: Iterable[str], n: int) -> tuple[Benchmark, UInt64[np.ndarray, " G"]]:
     """One benchmark, and the hashes of its n-grams, each once."""
     if isinstance(texts, str):  # a string is an iterable of strings too, of its letters
         raise DataError(
@@ -206,17 +206,17 @@ def _read(name: str, texts: Iterable[str], n: int) -> tuple[Benchmark, UInt64[np
         )
     count = 0
     too_short = 0
-    own = [np.empty(0, dtype=np.uint64)]
+    parts = [np.empty(0, dtype=np.uint64)]
     for batch in batches(texts):
         hashes, starts, _ = ngrams(words_of(batch), n)
-        own.append(np.unique(hashes))
+        parts.append(np.unique(hashes))
         count += len(batch)
         too_short += int((np.diff(starts) == 0).sum())
     if not count:
         raise DataError(
             f"benchmarks.{name} = 0 texts: nothing to look for; check its path, or leave it out"
         )
-    return Benchmark(name, count, too_short), np.unique(np.concatenate(own))
+    return Benchmark(name, count, too_short), np.unique(np.concatenate(parts))
 
 
 @dataclass
@@ -308,7 +308,7 @@ def clean(
     if window < 0:
         raise ConfigError(f"window = {window}: must be 0 or more characters; {WINDOW} is usual")
     cleaned: list[list[str]] = []
-    met = Contamination()
+    contamination = Contamination()
     for text, hits in zip(texts, index.hits(texts), strict=True):
         pieces = [text]
         if hits:
@@ -317,11 +317,11 @@ def clean(
             if len(pieces) > max_pieces:
                 pieces = []
             pieces = [piece for piece in pieces if len(piece) >= min_piece]
-            met.add(normal, hits, pieces)
-        met.documents += 1
-        met.characters += len(text)
+            contamination.add(normal, hits, pieces)
+        contamination.documents += 1
+        contamination.characters += len(text)
         cleaned.append(pieces)
-    return cleaned, met
+    return cleaned, contamination
 
 
 def _cut(text: str, hits: list[Hit], window: int) -> list[str]:

@@ -46,11 +46,6 @@ class DuplicatesReport:
     removed_by_source: dict[str, float]  # share of the source's documents
     repeated_ids: int  # documents whose id another one before them has; counted, not removed
 
-    @property
-    def clusters(self) -> int:
-        """How many documents stay that had duplicates."""
-        return sum(self.cluster_sizes.values())
-
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """From its JSON, where the keys of a mapping are strings."""

@@ -38,7 +38,7 @@ class SourceReport:
     @classmethod
     def of(cls, results: UnitResults) -> Self:
         """The report of a source's units."""
-        met = _contamination_of(results)
+        contamination = _contamination_of(results)
         last = results[-1][0]
         unusable = [count for reason, count in last.skipped.items() if reason not in FILTERED]
         unique = sum(result.unique for _, result in results)
@@ -46,7 +46,7 @@ class SourceReport:
             read=last.read + sum(unusable),
             skipped=last.skipped,
             duplicates=sum(unit.documents for unit, _ in results) - unique,
-            contaminated={"dropped": met.dropped, "cut": met.cut},
+            contaminated={"dropped": contamination.dropped, "cut": contamination.cut},
             documents=sum(result.documents for _, result in results),
             held_out=sum(result.held_out for _, result in results),
             tokens=sum(result.shard.tokens for _, result in results),
@@ -79,24 +79,24 @@ class ContaminationReport:
     benchmarks: dict[str, BenchmarkReport]
 
     @classmethod
-    def of(cls, met: Contamination, index: BenchmarkIndex) -> Self:
+    def of(cls, total: Contamination, index: BenchmarkIndex) -> Self:
         """With all benchmarks of the index, those without hits among them."""
-        positions = np.asarray(sorted(met.ngrams), dtype=np.int64)
+        positions = np.asarray(sorted(total.ngrams), dtype=np.int64)
         benchmarks = {}
         for b, benchmark in enumerate(index.benchmarks):
             members = index.of(b)
-            examples = met.examples.get(benchmark.name, [])
+            examples = total.examples.get(benchmark.name, [])
             benchmarks[benchmark.name] = BenchmarkReport(
                 texts=benchmark.texts,
                 too_short=benchmark.too_short,
                 ngrams=int(members.sum()),
                 hit_ngrams=int(members[positions].sum()),
-                hit_documents=met.hit_documents[benchmark.name],
+                hit_documents=total.hit_documents[benchmark.name],
                 examples=[{"document": document, "words": words} for document, words in examples],
             )
         return cls(
-            index.n, met.documents, met.hit, met.dropped, met.cut,
-            met.characters, met.removed_characters, benchmarks,
+            index.n, total.documents, total.hit, total.dropped, total.cut,
+            total.characters, total.removed_characters, benchmarks,
         )  # fmt: skip
 
     @classmethod
@@ -149,7 +149,7 @@ def publish(
         },
         "read": reading_settings(job.data),
         "sources": {
-            name: [asdict(result.shard) for _, result in own] for name, own in by_source.items()
+            name: [asdict(result.shard) for _, result in pairs] for name, pairs in by_source.items()
         },
         "held_out": {
             language: asdict(shard) for language, shard in _write_held_out(job, units).items()
@@ -158,7 +158,7 @@ def publish(
     }
     index = benchmark_index(job)
     report = PrepareReport(
-        {name: SourceReport.of(own) for name, own in by_source.items()},
+        {name: SourceReport.of(pairs) for name, pairs in by_source.items()},
         duplicates,
         ContaminationReport.of(_contamination_of(pairs), index) if index else None,
     )

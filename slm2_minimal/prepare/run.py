@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def unwritable_is_said(job: Job) -> Iterator[None]:
 def _prepare(job: Job) -> PrepareReport:
     workers = job.config.workers
     read = in_parallel("read", partial(ingest_source, job), list(job.data.sources), workers)
-    units = [unit for units in read for unit in units]
+    units = list(chain.from_iterable(read))
     if job.config.duplicates != "keep":
         in_parallel("keys", partial(key_unit, job), units, workers)
     duplicates = mark_duplicates(job, units)

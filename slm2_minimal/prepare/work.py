@@ -193,10 +193,10 @@ class _Batch:
 def _tokenise(job: Job, documents: Sequence[Document], index: BenchmarkIndex | None) -> _Batch:
     """Clean and tokenise as many documents as are held at a time."""
     cleaned = [[document.text] for document in documents]
-    met = Contamination()
+    contamination = Contamination()
     if index:
         texts = [document.text for document in documents]
-        cleaned, met = clean(texts, index, job.config.contaminated)
+        cleaned, contamination = clean(texts, index, job.config.contaminated)
 
     tokenizer = cached_tokenizer(job.data.tokenizer)
     pieces = list(itertools.chain.from_iterable(cleaned))
@@ -206,14 +206,14 @@ def _tokenise(job: Job, documents: Sequence[Document], index: BenchmarkIndex | N
     percent = job.data.validation_percent
     held_out = np.array([is_validation(document.id, percent) for document in documents], bool)
     languages = np.array([document.language for document in documents], object)
-    pieces_each = np.array([len(own) for own in cleaned], int)
+    pieces_each = np.array([len(texts) for texts in cleaned], int)
     counts = {
         "unique": len(documents),
         "documents": int((~held_out & (pieces_each > 0)).sum()),
         "held_out": int((held_out & (pieces_each > 0)).sum()),
     }
     languages, held_out = (np.repeat(array, pieces_each) for array in (languages, held_out))
-    return _Batch(stream, languages, held_out, counts, met)
+    return _Batch(stream, languages, held_out, counts, contamination)
 
 
 def _write_texts(
@@ -230,15 +230,15 @@ def _write_texts(
 
     vocab_size = cached_tokenizer(job.data.tokenizer).vocab_size
     counts = {
-        language: _counts(own.tokens, vocab_size)
-        for language, own in _by_language(trained, languages[full & ~held_out])
+        language: _counts(stream.tokens, vocab_size)
+        for language, stream in _by_language(trained, languages[full & ~held_out])
     }
     write_arrays(in_folder(job.path("counts", unit)), counts)
 
     arrays = {}
-    for language, own in _by_language(texts.only(full & held_out), languages[full & held_out]):
-        arrays[language] = own.tokens
-        arrays[language + STARTS] = own.starts
+    for language, stream in _by_language(texts.only(full & held_out), languages[full & held_out]):
+        arrays[language] = stream.tokens
+        arrays[language + STARTS] = stream.starts
     write_arrays(in_folder(job.path("held_out", unit)), arrays)
     return shard
 

@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +17,7 @@ import tiktoken.load
 from jaxtyping import Int64, UInt32
 
 from slm2_minimal.config import DataError
+from slm2_minimal.text.documents import nfc
 from slm2_minimal.text.interface import UNKNOWN, Tokenizer
 
 RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
@@ -83,14 +83,13 @@ class Arcade100k(Tokenizer):
         return cls({base64.b64decode(token): int(rank) for token, rank in lines})
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        normalised = [unicodedata.normalize("NFC", text) for text in texts]
-        return self.encoding.encode_ordinary_batch(normalised)  # in several threads
+        return self.encoding.encode_ordinary_batch(list(map(nfc, texts)))  # in several threads
 
     def encode_documents(
         self, texts: Sequence[str]
     ) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
         # one call costs less than many
-        joined = END_OF_TEXT.join([*texts, ""])
+        joined = END_OF_TEXT.join([*map(nfc, texts), ""])
         if joined.count(END_OF_TEXT) != len(texts):  # a text says it too, and means no token
             return super().encode_documents(texts)
 

@@ -9,6 +9,8 @@ from collections import Counter
 
 import regex
 
+from slm2_minimal.text.documents import well_formed
+
 Ranks = dict[bytes, int]  # token -> id; a lower id was merged earlier
 
 
@@ -21,7 +23,7 @@ def train_bpe(text: str, num_merges: int, pattern: str) -> Ranks:
     when no pair is left.
     """
     ranks: Ranks = {bytes([byte]): byte for byte in range(256)}
-    counts = Counter(regex.findall(pattern, text))
+    counts = Counter(regex.findall(pattern, well_formed(text)))
     words = {piece: _single_bytes(piece.encode()) for piece in counts}
 
     for _ in range(num_merges):
@@ -59,7 +61,7 @@ def bpe_merge(piece: bytes, ranks: Ranks) -> list[bytes]:
 def encode_bpe(text: str, ranks: Ranks, pattern: str) -> list[int]:
     """The ids of a text: cut into pieces, each piece merged on its own."""
     ids: list[int] = []
-    for piece in regex.findall(pattern, text):
+    for piece in regex.findall(pattern, well_formed(text)):
         ids += [ranks[token] for token in bpe_merge(piece.encode(), ranks)]
     return ids
 

@@ -30,11 +30,11 @@ def load_corpus(
 ) -> list[Document]:
     """The embedded corpus, or the documents at `path`, as a list of at most `limit`.
 
-    `path` is a .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder of such
-    files, or a Hub id, `owner/name` or `owner/name:configuration`. A text file is one
-    document. Records need a field `text`, and may have `id`, `language`, `domain` and
-    `title`; where there is no id, it is the file's path below `path` and the record's
-    number. `languages` and `domains` narrow the choice.
+    `path` is a file (see `documents.SUFFIXES`), a folder of such files, or a Hub id,
+    `owner/name` or `owner/name:configuration`. A text file is one document. Records
+    need a field `text`, and may have `id`, `language`, `domain` and `title`; where
+    there is no id, it is the file's path below `path` and the record's number.
+    `languages` and `domains` narrow the choice.
 
     Raises:
         DataError: nothing there, or nothing that can be read as text; the message names
@@ -72,11 +72,20 @@ def stream_corpus(
 
     reader = DocumentReader(text_field, skipped)
     documents = _embedded() if path is None else reader.read(path, root)
+    has_text = False
     for document in documents:
+        has_text = True
         right_language = languages is None or document.language in languages
         right_domain = domains is None or document.domain in domains
         if right_language and right_domain:
             yield document
+
+    # of one file among several, all records may well be unusable
+    if skipped and skipped["no text"] and not has_text and root in (None, path):
+        raise DataError(
+            f"path = {str(path)!r}: no record has a field {text_field!r} that holds a string;"
+            " name the one that does as the source's text_field"
+        )
 
 
 def arithmetic(count: int, seed: int = 0) -> Iterator[Document]:

@@ -1,31 +1,48 @@
 """Readers of text: local files, folders of them, and data sets of the Hub.
 
-Each gives `Document`s one by one and holds one record in memory. A record needs a field
-with its text, and may have `id`, `language`, `domain` and `title`.
+Each gives `Document`s one by one and holds one record in memory, or the few of a batch.
+A record needs a field with its text, and may have `id`, `language`, `domain` and
+`title`.
 """
 
-import glob
+import codecs
+import functools
 import gzip
 import hashlib
+import importlib
 import io
+import itertools
 import json
+import logging
 import os
-import re
+import stat
+import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from slm2_minimal.config import DataError, MissingExtraError
+import regex
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+from slm2_minimal.config import DataError, MissingExtraError
+from slm2_minimal.config.paths import expand
+
+log = logging.getLogger(__name__)
+
+COMPRESSED = (".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst", ".json.gz", ".json.zst")
+JSON_LINES = (".jsonl", ".ndjson", *COMPRESSED)
+SUFFIXES = (".txt", *JSON_LINES, ".parquet")
 SUFFIXES_IN_WORDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+FIELDS = ("id", "language", "domain", "title")
 MAX_LINE_BYTES = 64 * 2**20  # no document is longer; such a line is never held in memory
+ROWS = 256  # of a Parquet file, held at a time
 CONVERT = "convert the file, for example with iconv"
 # owner/name or owner/name:configuration
-HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?(:[^/:]+)?", re.ASCII)
+HUB_ID = regex.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?(:[^/:]+)?", regex.ASCII)
+_TWO_MARKS = regex.compile(r"\p{M}{2}")
+_MANY_MARKS = regex.compile(r"\p{M}{64,}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,25 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def nfc(text: str) -> str:
+    """The text, well formed, in NFC.
+
+    Long runs of combining marks are put in order before: Python takes a time for them
+    that grows with the square of their length.
+    """
+    text = well_formed(text)
+    if _TWO_MARKS.search(text[::32]):  # a cheap sample, which shows every long run
+        text = _MANY_MARKS.sub(_ordered, text)
+    return unicodedata.normalize("NFC", text)
+
+
+def _ordered(run: "regex.Match[str]") -> str:
+    """A run of marks in Unicode's canonical order, decomposed."""
+    marks = "".join(unicodedata.normalize("NFD", mark) for mark in run[0])
+    groups = itertools.groupby(marks, key=lambda mark: unicodedata.combining(mark) > 0)
+    return "".join("".join(sorted(group, key=unicodedata.combining)) for _, group in groups)
+
+
 @dataclass(frozen=True)
 class DocumentReader:
     """Reads what stands at a path; records have their text in `text_field`.
@@ -75,13 +111,13 @@ class DocumentReader:
 
         Raises DataError for a path that is none of these, and what the class says.
         """
-        local = _home_expanded(path)
-        if local.exists():
-            base = local if root is None else _home_expanded(root)
+        local = Path(expand(str(path), "path"))
+        if _mode(local):
+            base = local if root is None else Path(expand(str(root), "path"))
             for file in text_files(local):
                 stem = file.relative_to(base).parent / file.stem
                 yield from self._file(file, stem.as_posix())
-        elif isinstance(path, str) and HUB_ID.fullmatch(path) and not path.endswith(SUFFIXES):
+        elif isinstance(path, str) and HUB_ID.fullmatch(path) and not _is_text(path):
             yield from self._hub(path)
         else:
             raise DataError(
@@ -99,22 +135,22 @@ class DocumentReader:
                 for number, line in enumerate(_lines(file), 1):
                     yield from self._json_line(line, f"{path}:{number}", f"{stem}-{number}")
         except (OSError, EOFError, zlib.error) as error:
-            where = f"{path}: cannot be read after line {number} ({error})"
-            raise DataError(f"{where}; check or copy the file again") from None
+            raise _damaged(path, error, f" after line {number}") from None
 
     def _file(self, path: Path, stem: str) -> Iterator[Document]:
-        if path.name.endswith(".parquet"):
-            yield from self._parquet(path, stem)
-        elif path.name.endswith(".txt"):
+        name = path.name.lower()
+        if name.endswith(".parquet"):
+            yield from self._rows(_parquet_rows(path, (self.text_field, *FIELDS)), str(path), stem)
+        elif name.endswith(".txt"):
             yield from self._plain_text(path, stem)
-        elif path.name.endswith(SUFFIXES):
+        elif name.endswith(JSON_LINES):
             yield from self.json_lines(path, stem)
         else:
             raise DataError(f"path = {str(path)!r}: unknown kind of file; give {SUFFIXES_IN_WORDS}")
 
     def _plain_text(self, path: Path, stem: str) -> Iterator[Document]:
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             self._skip("not UTF-8", f"{path}: byte {error.start} is not UTF-8; {CONVERT}")
         except OSError as error:
@@ -128,6 +164,7 @@ class DocumentReader:
             size = f"longer than {MAX_LINE_BYTES >> 20} MiB"
             self._skip("line too long", f"{where}: {size}; every line must be one document")
             return
+        line = line.removeprefix(codecs.BOM_UTF8)  # of a file, or of one that was put behind others
         if not line.strip():
             return
 
@@ -141,50 +178,46 @@ class DocumentReader:
         else:
             yield from self._record(record, where, default_id)
 
-    def _parquet(self, path: Path, stem: str) -> Iterator[Document]:
-        load_dataset = _load_dataset(f"reading {path}")
-        files = glob.escape(str(path))
-        try:
-            rows = load_dataset("parquet", data_files=files, split="train", streaming=True)
-        except (OSError, ValueError) as error:
-            raise _damaged(path, error) from None
-        yield from self._rows(rows, str(path), stem)
-
     def _hub(self, name: str) -> Iterator[Document]:
         purpose = f"{name!r} is no local file or folder here, and reading it from the Hub"
-        load_dataset = _load_dataset(purpose)
+        load_dataset = _imported("datasets", purpose).load_dataset
         repository, _, subset = name.partition(":")
         try:
             rows = load_dataset(repository, subset or None, split="train", streaming=True)
         except (OSError, ValueError, RuntimeError) as error:  # not found, gated, offline, a script
             raise DataError(
                 f"path = {name!r}: neither a local file or folder nor to be had from the Hub"
-                f" ({_first_line(error)}); check the path; gated sets need `hf auth login` and"
+                f" ({_reason(error)}); check the path; gated sets need `hf auth login` and"
                 " consent on their page"
             ) from None
         yield from self._rows(rows, name, repository.rpartition("/")[2])
 
-    def _rows(self, rows: Iterable[Any], where: str, stem: str) -> Iterator[Document]:
-        try:
-            for number, row in enumerate(rows):
-                yield from self._record(row, f"{where}, row {number}", f"{stem}-{number}")
-        except DataError:
-            raise
-        except (OSError, ValueError) as error:  # what datasets and pyarrow raise for damage
-            raise _damaged(where, error) from None
+    def _rows(self, rows: Iterable[dict[str, Any]], where: str, stem: str) -> Iterator[Document]:
+        """The documents of records whose strings may be bytes, UTF-8 or not."""
+        for number, row in enumerate(_unbroken(rows, where)):
+            place = f"{where}, row {number}"
+            record = {name: row[name] for name in (self.text_field, *FIELDS) if name in row}
+            try:
+                for name, value in record.items():
+                    record[name] = value.decode("utf-8") if isinstance(value, bytes) else value
+            except UnicodeDecodeError:
+                self._skip("not UTF-8", f"{place}: not UTF-8; {CONVERT}")
+            else:
+                yield from self._record(record, place, f"{stem}-{number}")
 
     def _record(self, record: Any, where: str, default_id: str) -> Iterator[Document]:
         text = record.get(self.text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
             self._skip(
                 "no text",
-                f"{where}: has no field {self.text_field!r} that holds a string; rename the field"
-                " (a source can name another as its text_field)",
+                f"{where}: has no field {self.text_field!r} that holds a string; mend this record,"
+                " or if all are like it, rename the field (a source can name another as its"
+                " text_field)",
             )
             return
 
         fields = {"id": well_formed(default_id), "language": "und", "domain": "text", "title": ""}
-        for key in fields:
+        for key in FIELDS:
             if record.get(key) not in (None, ""):
                 fields[key] = well_formed(str(record[key]))
         yield Document(**fields, text=well_formed(text))
@@ -199,51 +232,76 @@ class DocumentReader:
 def text_files(path: Path) -> list[Path]:
     """The files of a folder that can be read, sorted; a file is its own list.
 
-    Links are followed. A folder that several of them lead to counts once, and under its
-    own name where it stands below `path`.
+    Hidden files and folders (`.git`) hold no text; files of other kinds are passed over
+    with a warning. Links are followed. A folder that several of them lead to counts
+    once, and under its own name where it stands below `path`.
 
-    Raises DataError for a folder without any.
+    Raises:
+        DataError: a folder without any, or one that cannot be read; what has the name
+        of a text, but is a broken link, a pipe or a device.
     """
-    path = _home_expanded(path)
-    if not path.is_dir():
-        return [path]
-    files = [f for f in _files_below(path) if f.name.endswith(SUFFIXES) and f.is_file()]
-    if not files:
-        raise DataError(f"path = {str(path)!r}: no {SUFFIXES_IN_WORDS} file in this folder")
-    return sorted(files)
+    path = Path(expand(str(path), "path"))
+    files = [path]
+    if stat.S_ISDIR(_mode(path)):
+        below = sorted(_files_below(path))
+        files = [file for file in below if _is_text(file.name)]
+        if not files:
+            raise DataError(f"path = {str(path)!r}: no {SUFFIXES_IN_WORDS} file in this folder")
+        if others := [file for file in below if not _is_text(file.name)]:
+            example = f"such as {others[0].name!r}"
+            _warn_once(f"path = {str(path)!r}: {len(others)} other files are not read, {example}")
+    for file in files:
+        if not stat.S_ISREG(_mode(file)):
+            remedy = "a text may be read again; give a copy of it"
+            raise DataError(f"path = {str(file)!r}: no file, but a broken link or a pipe; {remedy}")
+    return files
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def _files_below(path: Path) -> Iterator[Path]:
     """All files in a folder, linked folders last: each is read where it stands."""
+
+    def refuse(error: OSError) -> None:
+        raise _damaged(error.filename, error)
+
     starts = [str(path)]
     seen: set[str] = set()
     for start in starts:
-        for folder, folders, files in os.walk(start):
+        for folder, folders, files in os.walk(start, onerror=refuse):
             real = os.path.realpath(folder)
             if real in seen:
                 folders.clear()
                 continue
             seen.add(real)
-            yield from (Path(folder, name) for name in files)
-            inside = [os.path.join(folder, name) for name in sorted(folders)]
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            yield from (Path(folder, name) for name in files if not name.startswith("."))
+            inside = [os.path.join(folder, name) for name in folders]
             starts += filter(os.path.islink, inside)
 
 
-def _home_expanded(path: str | Path) -> Path:
-    return Path(os.path.expanduser(path))  # Path.expanduser raises where there is no such user
+def _mode(path: Path) -> int:
+    """What stands at a path, as `stat` says; 0 for nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except OSError as error:  # no permission, a circle of links, a name that is too long
+        raise _damaged(path, error) from None
 
 
 def _opened(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed by its ending."""
-    if path.suffix == ".gz":
+    kind = path.suffix.lower()
+    pyarrow = _imported("pyarrow", f"reading {path}") if kind == ".zst" else None
+    if kind in (".gz", ".zst") and not path.stat().st_size:
+        raise EOFError("it is empty, which no compressed file is")
+    if kind == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        try:
-            import pyarrow
-        except ImportError:
-            raise MissingExtraError("pyarrow", "hf", f"reading {path}") from None
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
-    return path.open("rb")
+    file = path.open("rb")
+    return io.BufferedReader(pyarrow.input_stream(file, compression="zstd")) if pyarrow else file
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
@@ -259,17 +317,55 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
         yield None
 
 
-def _damaged(where: str | Path, error: Exception) -> DataError:
-    return DataError(f"{where}: cannot be read ({_first_line(error)}); check or copy it again")
+def _parquet_rows(path: Path, fields: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, with those of `fields` that it has; strings are bytes."""
+    pyarrow = _imported("pyarrow", f"reading {path}")
+    parquet = _imported("pyarrow.parquet", f"reading {path}")
+    with path.open("rb") as file, parquet.ParquetFile(file, buffer_size=2**20) as table:
+        columns = [name for name in table.schema_arrow.names if name in fields]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"two of its columns have one name: {', '.join(columns)}")
+
+        for batch in table.iter_batches(ROWS, columns=columns):
+            for number, column in enumerate(batch.schema):
+                kind = column.type
+                if pyarrow.types.is_dictionary(kind):
+                    kind = kind.value_type
+                if kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+                    as_bytes = batch.column(number).cast(pyarrow.large_binary())
+                    batch = batch.set_column(number, column.name, as_bytes)
+            yield from batch.to_pylist()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _load_dataset(purpose: str) -> Callable[..., Iterable[Any]]:
+def _unbroken(rows: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
     try:
-        from datasets import load_dataset
+        yield from rows
+    except MissingExtraError:
+        raise
+    except Exception as error:  # pyarrow and the Hub raise many kinds for damage
+        raise _damaged(where, error) from None
+
+
+@functools.lru_cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def _damaged(where: str | Path, error: Exception, extent: str = "") -> DataError:
+    remedy = "check or copy it again"
+    if "too much memory" in str(error):  # what zstd says of a window above 128 MiB
+        remedy = "made by zstd --long, it must be decompressed before, with zstd -d --long=31"
+    return DataError(f"{where}: cannot be read{extent} ({_reason(error)}); {remedy}")
+
+
+def _reason(error: Exception) -> str:
+    message = getattr(error, "strerror", None) or str(error)
+    return message.splitlines()[0] if message else type(error).__name__
+
+
+def _imported(module: str, purpose: str) -> Any:
+    """A module of the extra `hf`."""
+    try:
+        return importlib.import_module(module)
     except ImportError:
-        raise MissingExtraError("datasets", "hf", purpose) from None
-    return load_dataset
+        raise MissingExtraError(module.partition(".")[0], "hf", purpose) from None

@@ -1,17 +1,18 @@
 """What every tokenizer can do, in whole and in streams.
 
-Texts are normalised to NFC, and any Unicode text comes back as that. Plain text never
-becomes a special token unless asked.
+Texts are normalised to NFC, and any Unicode text comes back as that, with U+FFFD for
+each half of a surrogate pair. Plain text never becomes a special token unless asked.
 """
 
 import codecs
 import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt32
+
+from slm2_minimal.text.documents import nfc
 
 # A text may be cut after newlines and before a lone space, and its parts tokenised on
 # their own: no piece of either tokenizer spans such a place.
@@ -35,7 +36,7 @@ class Tokenizer(ABC):
         Only with `allow_special` does the name of a special token in it become that
         token's id and not its characters.
         """
-        return self._encode_nfc(unicodedata.normalize("NFC", text), allow_special)
+        return self._encode_nfc(nfc(text), allow_special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text."""
@@ -44,13 +45,13 @@ class Tokenizer(ABC):
     def encode_documents(
         self, texts: Sequence[str]
     ) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
-        """The fast path for large amounts of text, which must be in NFC already.
+        """The fast path for large amounts of text.
 
         Returns the ids of all texts end to end, the end of text behind each, and how
         many ids each text has, that one included.
         """
         eos = np.asarray([self.eos_token_id], dtype=np.uint32)
-        arrays = [np.append(self._encode_nfc_array(text), eos) for text in texts]
+        arrays = [np.append(self._encode_nfc_array(nfc(text)), eos) for text in texts]
         lengths = np.asarray([len(array) for array in arrays], dtype=np.int64)
         return np.concatenate([eos[:0], *arrays]), lengths
 
@@ -59,13 +60,19 @@ class Tokenizer(ABC):
 
         Holds back only what the next chunk could still change.
         """
-        held = ""
+        held: list[str] = []  # joined at a cut only, so that each chunk is looked at once
+        edge = ""  # the last two characters held, in which a cut may only now show
         for chunk in chunks:
-            held += chunk
-            cut = max((match.start() for match in _SAFE_CUT.finditer(held)), default=0)
-            yield from self.encode(held[:cut])
-            held = held[cut:]
-        yield from self.encode(held)
+            seen = edge + chunk
+            cuts = [match.start() for match in _SAFE_CUT.finditer(seen)]
+            held.append(chunk)
+            if cuts:
+                text = "".join(held)
+                cut = len(text) - len(seen) + cuts[-1]
+                yield from self.encode(text[:cut])
+                held = [text[cut:]]
+            edge = seen[-2:]
+        yield from self.encode("".join(held))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of any ids; bytes that are not valid UTF-8 become U+FFFD."""

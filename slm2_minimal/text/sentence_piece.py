@@ -3,18 +3,22 @@
 import hashlib
 import io
 import re
-import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 
 from slm2_minimal.config import DataError
+from slm2_minimal.config.paths import expand
 from slm2_minimal.files import whole_file
-from slm2_minimal.text.documents import well_formed
+from slm2_minimal.text.documents import nfc
 from slm2_minimal.text.interface import UNKNOWN, Tokenizer
 
 SPACE_SYMBOL = "\u2581"  # how SentencePiece writes a space
+# Training drops lines with this sign, or of more bytes than MAX_LINE, in silence.
+SEPARATOR = "\u2585"
+MAX_LINE = 4192
+_PART = re.compile(rf".{{1,{MAX_LINE // 4}}}(?![^ ])|.{{1,{MAX_LINE // 4}}}")  # up to a space
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -45,7 +49,7 @@ class SentencePieceTokenizer(Tokenizer):
         pattern = "|".join(map(re.escape, longest_first))
 
         ids: list[int] = []
-        for part in re.split(f"({pattern})", well_formed(text)):
+        for part in re.split(f"({pattern})", text):
             ids += known[part] if part in known else self.processor.encode(part)
         return ids
 
@@ -70,11 +74,11 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
     more than the texts support.
     """
     model = io.BytesIO()
-    normalised = (unicodedata.normalize("NFC", text) for text in texts)
-    lines = (line for text in normalised for line in text.splitlines() if line.strip())
+    path = expand(str(path), "path")
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines, model_writer=model, vocab_size=vocab_size, model_type="bpe",
+            sentence_iterator=_lines(texts), model_writer=model,
+            vocab_size=vocab_size, model_type="bpe",
             byte_fallback=True, split_digits=True, user_defined_symbols=["\n"],
             normalization_rule_name="identity", add_dummy_prefix=False,
             remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
@@ -86,3 +90,13 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
         raise DataError(f"vocab_size = {vocab_size}: SentencePiece says: {reason}") from None
     with whole_file(path) as file:
         file.write(model.getvalue())
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """The lines of all texts, cut where SentencePiece would drop them: before a space,
+    so that all words stay, where there is one.
+    """
+    for text in texts:
+        for line in nfc(text).replace(SEPARATOR, "\n").splitlines():
+            parts = [line] if len(line.encode()) <= MAX_LINE else _PART.findall(line)
+            yield from (part for part in parts if part.strip())

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from slm2_minimal.config import PRESET_DIR, DataError
+from slm2_minimal.config.paths import expand
 from slm2_minimal.text.arcade import Arcade100k, find_ranks
 from slm2_minimal.text.interface import Tokenizer
 from slm2_minimal.text.sentence_piece import SentencePieceTokenizer
@@ -32,7 +33,7 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
             " a .tiktoken ranks file"
         )
     try:
-        content = path.read_bytes()
+        content = Path(expand(str(path), "tokenizer")).read_bytes()
     except OSError as error:
         raise DataError(
             f"tokenizer = {name!r}: {error.strerror}; give a file that can be read"

@@ -18,6 +18,10 @@ MAX_SKIPS = 3
 MAX_REWINDS = 3
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on: steps are bad again and again."""
+
+
 class Action(StrEnum):
     """What becomes of a step."""
 

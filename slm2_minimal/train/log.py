@@ -6,6 +6,7 @@ Metrics are written by a `RunLog`, which writes nothing on other ranks.
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ from slm2_minimal.distributed.world import World
 from slm2_minimal.files import whole_file
 from slm2_minimal.model.flops import flops_per_token
 from slm2_minimal.train.state import Best, RunState
+
+logger = logging.getLogger(__name__)
 
 FIRST_LINES = 3  # steps of a process that each have a line: one sees at once that it works
 
@@ -74,7 +77,8 @@ class RunLog:
         """One JSONL line; its values also go to TensorBoard and W&B as `kind/name`."""
         if self._file is None:
             return
-        line = json.dumps({"step": step, "kind": kind, **values}, ensure_ascii=False)
+        record = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
+        line = json.dumps(record, ensure_ascii=False)
         self._file.write(line + "\n")
 
         flat = dict(_flatten(values, kind))
@@ -91,7 +95,9 @@ def _drop_lines_after(path: Path, step: int) -> None:
     """Drop lines of later steps, and one that a crash cut short."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+    if lines[-1] and _step_of(lines[-1]) == math.inf:
+        logger.warning("%s: the last line was cut short, and is dropped", path)
     kept = [line for line in lines if _step_of(line) <= step]
     with whole_file(path) as file:
         file.writelines((line + "\n").encode() for line in kept)
@@ -212,7 +218,15 @@ def introduction(config: RunConfig, replica: Replica, state: RunState, world: Wo
     )
     if state.step:
         text += f"\ngoing on after step {state.step}"
+    if state.step > train.steps:
+        text += f": more than train.steps = {train.steps}, so nothing is left to train"
     return text
+
+
+def validation_line(losses: Mapping[str, float], mean: float) -> str:
+    """The loss of every language, and their mean."""
+    per_language = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+    return f"validation | {per_language} | mean {mean:.3f}"
 
 
 def best_table(best: Best, unigram: Mapping[str, float]) -> str:

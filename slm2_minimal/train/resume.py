@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
+from slm2_minimal.config.difference import first_difference
 from slm2_minimal.distributed import checkpoint
 from slm2_minimal.distributed.world import World
 from slm2_minimal.model.transformer import StableLM2
@@ -26,6 +27,7 @@ MAY_CHANGE = {
     ),
     "data": ("prepared", "verify", "workers"),
 }  # fmt: skip
+SOURCE_MAY_CHANGE = ("max_epochs",)  # a run that needs more text may be allowed it
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ def find_start(
         folder = Path(config.train.start_from)
         state = read_run_state(folder, world)
         check_same_model(folder, state, config)
+        if state.step >= config.train.steps:
+            raise ConfigError(
+                f"train.steps = {config.train.steps}: {str(folder)!r} has made {state.step} "
+                "already; the steps of the run before it count: give more"
+            )
     else:
         return None
     check_same_data(folder, state, data_fingerprint)
@@ -80,7 +87,7 @@ def newest(run_dir: Path, world: World, *, set_aside: bool = False) -> tuple[Pat
     for folder in reversed(folders):
         try:
             state = read_run_state(folder, world)
-        except CheckpointError as error:
+        except checkpoint.DamagedCheckpoint as error:
             damaged.append(folder)
             logger.warning("%s; trying the one before", error)
             continue
@@ -130,9 +137,9 @@ def check_same_run(folder: Path, state: RunState, config: RunConfig) -> None:
     Raises:
         CheckpointError: names the first field that is not.
     """
-    saved = _what_decides(_read_config(folder, state))
+    saved = _what_decides(checkpoint.saved_config(folder, vars(state)))
     ours = _what_decides(config)
-    field, theirs, here = checkpoint.first_difference(saved, ours)
+    field, theirs, here = first_difference(saved, ours)
     if field:
         raise CheckpointError(
             f"{field} = {here!r}: the run in {str(folder.parent)!r} has {theirs!r}; "
@@ -142,8 +149,8 @@ def check_same_run(folder: Path, state: RunState, config: RunConfig) -> None:
 
 def check_same_model(folder: Path, state: RunState, config: RunConfig) -> None:
     """Raise CheckpointError where the checkpoint is of another architecture."""
-    saved = _read_config(folder, state).to_dict()["model"]
-    field, theirs, here = checkpoint.first_difference(saved, config.to_dict()["model"])
+    saved = checkpoint.saved_config(folder, vars(state)).to_dict()["model"]
+    field, theirs, here = first_difference(saved, config.to_dict()["model"])
     if field:
         raise CheckpointError(
             f"model.{field} = {here!r}: the checkpoint {str(folder)!r} has {theirs!r}; "
@@ -161,17 +168,6 @@ def check_same_data(folder: Path, state: RunState, fingerprint: str) -> None:
         )
 
 
-def _read_config(folder: Path, state: RunState) -> RunConfig:
-    """The configuration in a checkpoint; keys newer than it have their defaults."""
-    try:
-        return RunConfig.from_dict(state.config)
-    except ConfigError as error:
-        raise CheckpointError(
-            f"checkpoint = {str(folder)!r}: its configuration cannot be read ({error}); "
-            "use the version that wrote it"
-        ) from None
-
-
 def _what_decides(config: RunConfig) -> dict[str, Any]:
     """The configuration as JSON has it, without what may change."""
     tables = json.loads(json.dumps(config.to_dict()))
@@ -180,4 +176,7 @@ def _what_decides(config: RunConfig) -> dict[str, Any]:
     for table, fields in MAY_CHANGE.items():
         for field in fields:
             tables[table].pop(field, None)
+    for source in tables["data"]["sources"].values():
+        for field in SOURCE_MAY_CHANGE:
+            source.pop(field, None)
     return tables

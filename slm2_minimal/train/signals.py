@@ -1,5 +1,6 @@
-"""Signals that ask a run to stop: Ctrl-C, and the SIGTERM of SLURM or torchrun."""
+"""What asks a run to stop: Ctrl-C, SIGTERM (SLURM, torchrun), a closed terminal."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,11 @@ class StopSignals:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def terminal_closed(self) -> None:
+        """Nobody reads the lines any more, as after `| head`: save, and end."""
+        self.received = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _note(self, number: int, frame: object) -> None:
         if not self.received:

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from slm2_minimal.config import CheckpointError
+from slm2_minimal.distributed.checkpoint import DamagedCheckpoint
 from slm2_minimal.train.guard import WINDOW
 
 Count = Annotated[int, Field(ge=0, le=2**53)]  # JSON's whole numbers are exact up to there
@@ -64,7 +64,7 @@ class RunState:
         """The state in the content of the file `where`; other keys are passed over.
 
         Raises:
-            CheckpointError: a field is missing, of another type, or out of its bounds.
+            DamagedCheckpoint: a field is missing, of another type, or out of bounds.
         """
         names = [item.name for item in dataclasses.fields(cls)]
         fields = {name: content[name] for name in names if name in content}
@@ -75,7 +75,7 @@ class RunState:
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
-            raise CheckpointError(
+            raise DamagedCheckpoint(
                 f"{where}: {name} cannot be read ({first['msg']}); "
                 "remove this checkpoint to go on from the one before"
             ) from None

@@ -23,10 +23,10 @@ from slm2_minimal.distributed.parallel import parallelize
 from slm2_minimal.distributed.world import World
 from slm2_minimal.evaluate.validation import validation_losses, validation_sets
 from slm2_minimal.text.tokenizer import Tokenizer
-from slm2_minimal.train import resume
+from slm2_minimal.train import log, resume
+from slm2_minimal.train.folder import alone, write_note
 from slm2_minimal.train.garbage import COLLECT_EVERY, collecting_by_hand
-from slm2_minimal.train.guard import Action, Guard, Verdict
-from slm2_minimal.train.log import FIRST_LINES, Progress, RunLog, best_table, introduction
+from slm2_minimal.train.guard import Action, Guard, TrainingError, Verdict
 from slm2_minimal.train.objective import NextToken, Objective
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients
 from slm2_minimal.train.profile import traced
@@ -37,13 +37,7 @@ from slm2_minimal.train.signals import StopSignals
 from slm2_minimal.train.state import Best, RunState
 from slm2_minimal.train.step import accumulate_gradients, update
 
-SCORED_TOKENS = 4096  # at least so many at once in validation: short rows are faster in batches
-
 logger = logging.getLogger(__name__)
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on: steps are bad again and again."""
 
 
 class Trainer:
@@ -78,10 +72,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, config.optimizer)
 
         self.validation = validation_sets(
-            data.held_out,
-            data.token_counts,
-            config.data.seq_len,
-            batch_size=max(config.train.micro_batch_size, SCORED_TOKENS // config.data.seq_len),
+            data.held_out, data.token_counts, config.data.seq_len, config.train.micro_batch_size
         )
         self.state = RunState(
             config=config.to_dict(),
@@ -93,16 +84,12 @@ class Trainer:
         self.run_dir = Path(config.train.output_dir)
         # The checkpoint before the cooldown stays: other cooldowns can begin there.
         cooldown = config.schedule.cooldown_start
-        self.checkpoints = checkpoint.Checkpointer(
-            self.run_dir,
-            self.world,
-            config.train.keep_checkpoints,
-            keep_steps=() if cooldown is None else (cooldown,),
-        )
-        self.log = RunLog()
+        keep, keep_steps = config.train.keep_checkpoints, [] if cooldown is None else [cooldown]
+        self.checkpoints = checkpoint.Checkpointer(self.run_dir, self.world, keep, keep_steps)
+        self.log = log.RunLog()
         self.signals = StopSignals()
         self.stopping = False  # all ranks know that one was asked to stop
-        self._saved_step = -1
+        self._saved_step = 0  # nothing is lost at step 0
         self._batches: Iterator[Batch] | None = None
 
     @classmethod
@@ -121,25 +108,26 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step from where the run stands; then let the best write."""
-        self.resume()
-        with self._opened():
-            logger.info(introduction(self.config, self.replica, self.state, self.world))
-            with self.signals.caught():
-                if self.state.step == 0:
-                    self._sample()
-                self.train()
-                self.checkpoints.wait()
-            if self.state.step >= self.config.train.steps:
-                self._conclude()
-                return
-            logger.info(
-                f"stopped after step {self.state.step}; the same command goes on from there"
-            )
+        with alone(self.run_dir, self.world):
+            self.resume()
+            write_note(self.run_dir, self.config, self.world)
+            with self._opened():
+                self._say(log.introduction(self.config, self.replica, self.state, self.world))
+                with self.signals.caught():
+                    if self.state.step == 0:
+                        self._sample()
+                    self.train()
+                    self.checkpoints.wait()
+                if self.stopping:
+                    step = self.state.step
+                    self._say(f"stopped after step {step}; the same command goes on from there")
+                else:
+                    self._conclude()
 
     def train(self) -> None:
         """Make steps until the last one, or until a signal asks to stop."""
         train = self.config.train
-        progress = Progress(self.config, self.state.step, self.world.size, self.dtype)
+        progress = log.Progress(self.config, self.state.step, self.world.size, self.dtype)
         profile_step = train.profile_step if self.world.is_first else None
         trace = traced(self.run_dir, profile_step, self.state.step, self.device)
         with trace as count_for_trace, collecting_by_hand() as collect:
@@ -202,10 +190,10 @@ class Trainer:
         weight, asked_to_stop, failed = self.world.sum(
             self.objective.weight(batch), self.signals.received, self.checkpoints.failed
         )
-        self.stopping = asked_to_stop > 0
+        self.stopping = self.stopping or asked_to_stop > 0
         if failed:
             self.checkpoints.wait()
-        return round(weight) // self._readers
+        return round(weight) // self.replica.copies
 
     def _gradients(self, batch: Batch, divisor: int) -> tuple[float, float]:
         """Make the clipped gradients; returns the loss, and the norm they had."""
@@ -219,12 +207,7 @@ class Trainer:
         )
         grad_norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm)
         [loss] = self.world.sum(part.item())
-        return loss / self._readers, grad_norm.item()
-
-    @property
-    def _readers(self) -> int:
-        """How many ranks read the same rows: those of tensor parallelism."""
-        return self.world.size // self.replica.data_size
+        return loss / self.replica.copies, grad_norm.item()
 
     def _forget_losses_of_other_data(self) -> None:
         """Where the mixture changes, the loss does, and that is no spike."""
@@ -241,10 +224,10 @@ class Trainer:
         first = position - self.batch_rows
         objection = {"first": first, "rows": self.batch_rows, "why": verdict.reason}
         self._write("skip", {"loss": str(loss), "grad_norm": str(grad_norm), **objection})
-        logger.info(
-            "step %d | passed over the batch at data position %d: %s (loss %.3f, grad norm %.2f)",
-            step, first, verdict.reason, loss, grad_norm,
-        )  # fmt: skip
+        self._say(
+            f"step {step} | passed over the batch at data position {first}: {verdict.reason} "
+            f"(loss {loss:.3f}, grad norm {grad_norm:.2f})"
+        )
         if verdict.action is Action.SKIP:
             return
 
@@ -256,10 +239,10 @@ class Trainer:
             )
         self.state.data_position = position
         self._write("rewind", {"from": step, "to": self.state.step, "data_position": position})
-        logger.info(
-            "step %d | back to the checkpoint of step %d; the data goes on at position %d",
-            step, self.state.step, position,
-        )  # fmt: skip
+        self._say(
+            f"step {step} | back to the checkpoint of step {self.state.step}; "
+            f"the data goes on at position {position}"
+        )
 
     # Checkpoints
 
@@ -337,11 +320,13 @@ class Trainer:
             rank=self.replica.data_rank,
             size=self.replica.data_size,
             world=self.world,
+            should_stop=self._asked_to_stop,
         )
+        if losses is None:
+            return
         mean = sum(losses.values()) / len(losses)
         self._write("validation", {"loss": losses, "mean": mean})
-        per_language = " ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-        logger.info("validation | %s | mean %.3f", per_language, mean)
+        self._say(log.validation_line(losses, mean))
 
         if self.state.best is None or mean < self.state.best.mean:
             self.state.best = Best(step=self.state.step, mean=mean, losses=losses)
@@ -349,21 +334,21 @@ class Trainer:
 
     def _sample(self) -> None:
         """Continue every prompt, so that a reader sees what the loss means."""
-        for text in sample_texts(self.model, self.tokenizer, self.config):
+        for text in sample_texts(self.model, self.tokenizer, self.config, self._asked_to_stop):
             self._write("sample", {"text": text})
-            logger.info("sample | %s", text)
+            self._say(f"sample | {text}")
 
-    def _report(self, progress: Progress, values: dict[str, float]) -> None:
+    def _report(self, progress: log.Progress, values: dict[str, float]) -> None:
         """Every `log_every` steps a line for the terminal and for the records.
 
         The first steps have one on the terminal too: one sees at once that it works.
         """
         progress.count(values["loss"])
         due = self._is_due(self.config.train.log_every)
-        if not due and progress.steps > FIRST_LINES:
+        if not due and progress.steps > log.FIRST_LINES:
             return
         values = values | progress.measure(self.state.step, self.device)
-        logger.info(progress.line(self.state.step, values))
+        self._say(progress.line(self.state.step, values))
         if due:
             self._write("train", {**values, "data_position": self.state.data_position})
 
@@ -373,11 +358,11 @@ class Trainer:
         if best is not None:
             self._load(self.run_dir / f"step-{best.step:08d}")
             unigram = {name: held_out.unigram_loss for name, held_out in self.validation.items()}
-            logger.info(best_table(best, unigram))
+            self._say(log.best_table(best, unigram))
             self._write("best", {"loss": best.losses, "unigram": unigram})
         self._sample()
         epochs = self.loader.epochs(self.state.data_position)
-        logger.info("epochs read: %s", ", ".join(f"{k} {count:.1f}" for k, count in epochs.items()))
+        self._say("epochs read: " + ", ".join(f"{k} {count:.1f}" for k, count in epochs.items()))
 
     def _every(self, steps: int, act: Callable[[], object]) -> None:
         if self._is_due(steps):
@@ -387,6 +372,19 @@ class Trainer:
         """Whether it is time: every so many steps, and after the last."""
         return self.state.step % every == 0 or self.state.step == self.config.train.steps
 
+    def _say(self, line: str) -> None:
+        """A line for the terminal; where it was closed, the run saves and ends."""
+        try:
+            logger.info(line)
+        except BrokenPipeError:
+            self.signals.terminal_closed()
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was; all must ask together."""
+        [asked] = self.world.sum(self.signals.received)
+        self.stopping = self.stopping or asked > 0
+        return self.stopping
+
     def _write(self, kind: str, values: dict[str, Any]) -> None:
         self.log.write(self.state.step, kind, values)
 
@@ -394,9 +392,9 @@ class Trainer:
     def _opened(self) -> Iterator[None]:
         """Records are open, and workers read ahead, inside the block."""
         project, silent = self.config.train.wandb, not self.world.is_first
-        with RunLog.opened(self.run_dir, self.state.step, project, silent=silent) as self.log:
+        with log.RunLog.opened(self.run_dir, self.state.step, project, silent=silent) as self.log:
             try:
                 yield
             finally:
                 self._batches = None  # the last reference ends the workers
-                self.log = RunLog()
+                self.log = log.RunLog()

@@ -270,6 +270,26 @@ def test_the_style_sheet_keeps_its_promises(selector: str, declaration: str) -> 
     )
 
 
+def listings(chapter: Path) -> Iterator[str]:
+    """Source that a stored chapter shows: Python in its Markdown outputs."""
+    for cell in notebooks.read(chapter).cells:
+        for output in cell.get("outputs", []):
+            text = output.get("data", {}).get("text/markdown", "")
+            yield from re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("chapter", notebooks.chapters([]), ids=lambda path: path.stem)
+def test_a_listing_fits_its_column(chapter: Path) -> None:
+    """No wider than what book.css can set in 11 pixels without a break."""
+    too_long = [
+        line
+        for listing in listings(chapter)
+        for line in listing.split("\n")
+        if len(line) > SITE.WIDE_COLUMNS
+    ]
+    assert too_long == []
+
+
 def copy_book(target: Path) -> Path:
     """The book without what a build has left in it, its settings as a file of their
     own.
@@ -457,6 +477,7 @@ def test_formulas_are_set_without_a_network_or_an_error(site: Path, tmp_path: Pa
     assert drawn.select(".math mjx-container")
     assert not drawn.select("mjx-merror")
     assert not drawn.select("mjx-container[tabindex]")
+    assert not drawn.select('[aria-label="Toggle hidden content"]')
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert [line for line in console if re.search("uncaught|error|invalid", line, re.I)] == []
 

@@ -14,13 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from slm2_minimal.config import DataConfig, DataError, RunConfig
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.data.shards import Shard, ShardedStream, open_prepared, write_shard
+from slm2_minimal.data.shards import (
+    COUNTS,
+    Shard,
+    ShardedStream,
+    open_prepared,
+    verify,
+    write_shard,
+)
+from slm2_minimal.files import sha256
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer
+from tests.complaints import data_error
 from tests.test_imports import GRAPH, MODULES
 
 DOCUMENTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15], [16, 17, 18]]
@@ -195,6 +205,139 @@ def test_damage_is_found_on_opening(
         open_prepared(prepared, tiny)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize("value", [MISSING, None, 3, "x", [], {}, [3], {"x": 3}, 1e400, "\0"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ["format"], ["tokenizer"], ["tokenizer", "name"], ["tokenizer", "fingerprint"], ["read"],
+        ["read", "sources"], ["read", "sources", "de"], ["read", "validation_percent"],
+        ["sources"], ["sources", "de"], ["sources", "de", 0], ["sources", "de", 0, "name"],
+        ["sources", "de", 0, "documents"], ["sources", "de", 0, "tokens"],
+        ["sources", "de", 0, "sha256"], ["held_out"], ["held_out", "de"], ["token_counts"],
+    ],
+    ids=lambda place: ".".join(map(str, place)),
+)  # fmt: skip
+def test_a_manifest_is_checked_as_a_whole(
+    manifest: tuple[DataConfig, dict[str, Any]],
+    tiny: SentencePieceTokenizer,
+    place: list[Any],
+    value: Any,
+) -> None:
+    """Whatever one field is replaced by, the folder is refused in one line, or opened
+    where the value is right.
+    """
+    config, content = manifest
+    content = json.loads(json.dumps(content))
+    table = content
+    for key in place[:-1]:
+        table = table[key]
+    if value is MISSING:
+        del table[place[-1]]
+    else:
+        table[place[-1]] = value
+    Path(config.prepared or "", "manifest.json").write_text(json.dumps(content))
+    harmless = (
+        (["held_out"], {}), (["held_out", "de"], MISSING), (["tokenizer", "name"], "x"),
+        (["tokenizer", "name"], "\0"), (["sources", "de"], []), (["sources", "de", 0], MISSING),
+    )  # fmt: skip
+    if (place, value) in harmless:
+        open_prepared(config, tiny)
+    else:
+        data_error(lambda: open_prepared(config, tiny))
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, dict[str, Any]]:
+    """A prepared folder whose manifest a test may overwrite, and what that held."""
+    folder = tmp_path_factory.mktemp("manifest") / "out"
+    sources = {"de": {"languages": ["de"]}}
+    options = {"data.sources": sources, "data.prepared": str(folder), "prepare.workers": 1}
+    run = RunConfig.load("tiny", options)
+    prepare(run)
+    return run.data, json.loads((folder / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["../{}", "{folder}/{}", "a/../{}", "", "a\0b"])
+def test_no_name_leads_out_of_the_folder(
+    manifest: tuple[DataConfig, dict[str, Any]], tiny: SentencePieceTokenizer, name: str
+) -> None:
+    config, content = manifest
+    content = json.loads(json.dumps(content))
+    folder = Path(config.prepared or "")
+    shard = content["sources"]["de"][0]
+    for file in Path(folder).glob(f"{shard['name']}.*.npy"):
+        (folder.parent / file.name).write_bytes(file.read_bytes())
+    shard["name"] = name.format(shard["name"], folder=folder.parent)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    message = data_error(lambda: open_prepared(config, tiny))
+    assert message.endswith(
+        "manifest.json is damaged; copy that file again, or prepare another folder"
+    )
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "9" * 5000, "{}", "[]", "null", "\udce9", ""])
+def test_a_manifest_that_is_none(
+    manifest: tuple[DataConfig, dict[str, Any]], tiny: SentencePieceTokenizer, content: str
+) -> None:
+    path = Path(manifest[0].prepared or "", "manifest.json")
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert "is damaged" in data_error(lambda: open_prepared(manifest[0], tiny))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "{'descr': '<u4', 'fortran_order': False, 'shape': (10**30,), }",
+        "{'descr': '<u4', 'fortran_order': False, 'shape': (1000000000000000000000,), }",
+        "{'descr': '<u4', 'fortran_order': False, 'shape': (-1,), }",
+        "{'descr': '<u4', 'fortran_order': False, 'shape': None, }",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': [1], 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': '<u4', 'fortran_order': 7, 'shape': (3,), }",
+        "{" * 5000, "3", "", "\0" * 50, "{'descr': ", "[].append(3)",
+    ],
+)  # fmt: skip
+def test_the_head_of_an_array_that_is_none(tmp_path: Path, head: str) -> None:
+    shard = write_shard(tmp_path, "s", TokenStream.from_documents([[1, 2]], 0))
+    size = len(head).to_bytes(2, "little")
+    (tmp_path / shard.files[0]).write_bytes(
+        b"\x93NUMPY\x01\x00" + size + head.encode() + b"\0" * 12
+    )
+    for every_byte in (False, True):
+        assert "s.tokens.npy" in data_error(
+            lambda every_byte=every_byte: verify(tmp_path, [shard], every_byte=every_byte)  # type: ignore[misc]
+        )
+    for content in (b"PK\x03\x04" + b"\0" * 50, b"PK\x05\x06" + b"\0" * 18):  # as of an .npz
+        (tmp_path / shard.files[0]).write_bytes(content)
+        assert "cut short" in data_error(lambda: verify(tmp_path, [shard], every_byte=False))
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"de": np.zeros(3, np.int64)},
+        {"de": np.zeros(1024)},
+        {"de": np.zeros((1024, 1), np.int64)},
+        b"x",
+    ],
+    ids=["short", "fractions", "matrix", "no safetensors"],
+)
+def test_counts_that_are_none(
+    prepared: DataConfig, tiny: SentencePieceTokenizer, counts: Any
+) -> None:
+    """Though their digest is the manifest's."""
+    folder = Path(prepared.prepared or "")
+    content = counts if isinstance(counts, bytes) else safetensors.numpy.save(counts)
+    (folder / COUNTS).write_bytes(content)
+    table = json.loads((folder / "manifest.json").read_text())
+    table["token_counts"] = sha256(folder / COUNTS)
+    (folder / "manifest.json").write_text(json.dumps(table))
+    assert f"{COUNTS} is missing or altered" in data_error(lambda: open_prepared(prepared, tiny))
 
 
 def test_sizes_alone_can_be_checked(prepared: DataConfig, tiny: SentencePieceTokenizer) -> None:

@@ -3,6 +3,8 @@ on, nothing is scored twice.
 """
 
 import json
+import logging
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from slm2_minimal.config import ConfigError, DataConfig, DataError, RunConfig, SourceConfig
+from slm2_minimal.data import training_data as module
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import write_shard
@@ -178,6 +181,122 @@ def test_the_same_configuration_is_the_same_data(
     )
 
 
+@pytest.mark.parametrize("ready", [False, True], ids=["on the spot", "prepared"])
+def test_a_cap_may_be_raised_in_the_same_data(
+    en: str, tmp_path: Path, tiny: SentencePieceTokenizer, ready: bool
+) -> None:
+    """How often a source may be read changes no sequence of the order."""
+    data: dict[str, Any] = {"sources": {"first": {"path": en, "max_epochs": 1.0}}}
+    if ready:
+        prepared(tmp_path, data)
+        data |= {"prepared": str(tmp_path / "prepared")}
+    loaders = []
+    for cap in (1.0, 2.0, 9.0):
+        data["sources"]["first"]["max_epochs"] = cap
+        run = RunConfig.from_dict({"data": data | {"tokenizer": "tiny", "seq_len": 16}})
+        loaders.append(open_training_data(run.data, tiny).loader)
+    assert len({loader.fingerprint() for loader in loaders}) == 1
+    limits = [loader.mixture.limits[0] for loader in loaders]
+    assert limits == [limits[0], 2 * limits[0], 9 * limits[0]]
+
+
+# What is said
+
+
+def test_records_that_cannot_be_used_are_counted_and_said(
+    en: str, tmp_path: Path, tiny: SentencePieceTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(Path(en).read_bytes() + b'{"text": null}\n{"text": "\xe9"}\nbroken\n[]\n')
+    good = open_training_data(config(first=SourceConfig(path=en)), tiny)
+    assert caplog.messages == []
+    found = open_training_data(config(first=SourceConfig(path=str(bad))), tiny)
+    assert caplog.messages == [
+        "data.sources.first: left out, as records to mend: 2 no text, 1 not JSON, 1 not UTF-8"
+    ]
+    assert found.loader.fingerprint() == good.loader.fingerprint()
+
+
+def test_no_record_that_can_be_used(tmp_path: Path, tiny: SentencePieceTokenizer) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("broken\n")
+    with pytest.raises(DataError, match=r"^data\.sources\.first: .* \(left out: 1 not JSON\); "):
+        open_training_data(config(first=SourceConfig(path=str(path))), tiny)
+    path.write_text('{"body": "x"}\n')
+    with pytest.raises(DataError, match=r"no record has a field 'text' that holds a string; name"):
+        open_training_data(config(first=SourceConfig(path=str(path))), tiny)
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["on the spot", "prepared"])
+def test_held_out_text_that_is_never_scored_is_said(
+    en: str,
+    tmp_path: Path,
+    tiny: SentencePieceTokenizer,
+    caplog: pytest.LogCaptureFixture,
+    ready: bool,
+) -> None:
+    """Where every document is a language of its own, none has text to train on."""
+    path = tmp_path / "own.jsonl"
+    records = [{"id": i, "language": f"language of {i}", "text": f"Text {i}"} for i in IDS]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    data: dict[str, Any] = {"validation_percent": 20, "sources": {"own": {"path": str(path)}}}
+    if ready:
+        prepared(tmp_path, data)
+        data |= {"prepared": str(tmp_path / "prepared")}
+        caplog.clear()
+    open_training_data(RunConfig.from_dict({"data": data | {"tokenizer": "tiny"}}).data, tiny)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(
+        f"data.validation_percent = 20: {len(HELD_OUT)} of {len(HELD_OUT)} held-out languages, such"
+        f" as 'language of {min(HELD_OUT)}', have no text to train on and are not scored"
+    )
+
+
+def test_much_text_is_said_and_so_is_how_far_it_is(
+    en: str,
+    tiny: SentencePieceTokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    characters = sum(len(f"en {i}") for i in IDS)
+    whole = open_training_data(config(first=SourceConfig(path=en)), tiny)
+    monkeypatch.setattr(module, "BATCH", 100)
+    monkeypatch.setattr(module, "MUCH", 150)
+    monkeypatch.setattr(module, "SECONDS", -1.0)
+    with caplog.at_level(logging.INFO):
+        found = open_training_data(config(first=SourceConfig(path=en)), tiny)
+    advice = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(advice) == 1
+    assert advice[0].startswith("data.prepared = None: over 150 characters are tokenised")
+    assert caplog.messages[-1] == f"tokenised {characters} characters so far"
+
+    # in whatever batches, it is the same data
+    assert found.loader.fingerprint() == whole.loader.fingerprint()
+    assert texts(found.held_out["en"], tiny) == texts(whole.held_out["en"], tiny)
+    assert found.token_counts["en"].tolist() == whole.token_counts["en"].tolist()
+
+
+def test_text_takes_little_more_memory_than_its_size(
+    tmp_path: Path, tiny: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists of ids took over 20 times as much."""
+    monkeypatch.setattr(module, "BATCH", 50_000)
+    long = [document.text for document in load_corpus(languages=["en"])] * 8
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in long))
+    table = config(first=SourceConfig(path=str(path)))
+    open_training_data(
+        config(first=SourceConfig(path=write(tmp_path / "b.jsonl", IDS, "en"))), tiny
+    )
+    tracemalloc.start()
+    open_training_data(table, tiny)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    size = path.stat().st_size
+    assert size > 800_000
+    assert peak < 6 * size
+
+
 # What the configuration says of the order
 
 
@@ -338,8 +457,8 @@ def test_a_source_that_cannot_be_read(tiny: SentencePieceTokenizer) -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"^data\.sources\.first: no document in the corpus; check its path, languages and"
-            r" domains$"
+            r"^data\.sources\.first: no document in the corpus \(left out: none\); check its path,"
+            r" languages and domains$"
         ),
     ):
         open_training_data(config(first=SourceConfig(languages=("xx",))), tiny)

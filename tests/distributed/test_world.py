@@ -13,6 +13,14 @@ from slm2_minimal.distributed.world import World
 from slm2_minimal.train.signals import StopSignals
 
 
+def launched(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
+    """The environment of a launcher."""
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in (environment | changes).items():
+        monkeypatch.setenv(name, value)
+
+
 def test_one_process_starts_nothing() -> None:
     with World.joined("cpu") as world:
         assert (world.rank, world.size, world.is_first, world.group) == (0, 1, True, None)
@@ -42,8 +50,7 @@ def test_a_world_of_one_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
-        monkeypatch.setenv(name, value)
+    launched(monkeypatch, RANK="3", WORLD_SIZE="4", LOCAL_RANK="3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with (
@@ -75,3 +82,29 @@ def test_signals_are_noted_and_handlers_put_back(
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
     assert {each: signal.getsignal(each) for each in before} == before
     assert capsys.readouterr().err.count("saving after this step") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE = '': must be a whole number where RANK is set"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK = 'x': must be a whole number where RANK is set"),
+        ({"RANK": "-1"}, "RANK = '-1': must be a whole number"),
+        ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK = 4: must lie below WORLD_SIZE = 4"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set where RANK is"),
+    ],
+)
+def test_half_of_a_launcher(
+    changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched(monkeypatch, **changes)
+    with pytest.raises(ConfigError) as caught, World.joined("cpu"):
+        pass
+    assert str(caught.value).startswith(message)
+
+
+def test_srun_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    with pytest.raises(ConfigError, match="srun started several processes"), World.joined("cpu"):
+        pass

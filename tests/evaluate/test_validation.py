@@ -96,5 +96,5 @@ def test_a_language_without_training_text_has_no_set() -> None:
     """There is no unigram model to hold it against."""
     stream = TokenStream.from_documents([[1, 3]], eos=0)
     counts = {"de": np.ones(7, dtype=np.int64)}
-    sets = validation_sets({"de": stream, "nl": stream}, counts, seq_len=4, batch_size=2)
+    sets = validation_sets({"de": stream, "nl": stream}, counts, seq_len=4, micro_batch_size=2)
     assert list(sets) == ["de"]

@@ -16,13 +16,12 @@ import pytest
 
 from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.distributed import checkpoint
-from slm2_minimal.launch import check as check_module
 from slm2_minimal.launch import launch as launch_module
-from slm2_minimal.launch import scripts as scripts_module
 from slm2_minimal.launch.check import check
 from slm2_minimal.launch.launch import launch
 from slm2_minimal.launch.scripts import SAVING, WARNING, scripts
 from slm2_minimal.prepare.run import prepare
+from tests.complaints import complaint
 
 Make = Callable[..., RunConfig]
 FULL = RunConfig.preset("stablelm-2-1_6b")
@@ -94,7 +93,7 @@ def test_scripts_for_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
         f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING}",
         "<-m>",
-        "<torch.distributed.run>",
+        "<slm2_minimal.launch.torchrun>",
         "<--nnodes=64>",
         "<--nproc-per-node=8>",
         "<--max-restarts=3>",
@@ -119,11 +118,77 @@ def test_scripts_for_a_part_of_a_node() -> None:
     assert "--nnodes=1 --nproc-per-node=2 " in texts["torchrun.sh"]
     assert "--standalone" in texts["torchrun.sh"]
     assert "rdzv" not in texts["torchrun.sh"]
-    assert not {"exclusive", "mem", "partition"} & directives(texts["slurm.sh"]).keys()
-    assert (
-        directives(texts["slurm.sh"])["gpus-per-node"],
-        directives(texts["slurm.sh"])["time"],
-    ) == ("2", "24:00:00")
+    given = directives(texts["slurm.sh"])
+    assert not {"exclusive", "partition"} & given.keys()
+    assert (given["gpus-per-node"], given["time"]) == ("2", "24:00:00")
+    assert (given["cpus-per-task"], given["mem"]) == ("8", "120G")
+
+
+def test_scripts_for_nodes_of_four() -> None:
+    texts = scripts(FULL, ["x"], 12, Path("out"), gpus_per_node=4)
+    assert "--nnodes=3 --nproc-per-node=4 " in texts["torchrun.sh"]
+    given = directives(texts["slurm.sh"])
+    assert (given["nodes"], given["gpus-per-node"], given["mem"]) == ("3", "4", "0")
+    assert "exclusive" in given
+
+
+def test_a_site_that_names_gpus_otherwise() -> None:
+    """None takes one of ours away, as `--sbatch gpus-per-node=` does."""
+    options = {"gpus-per-node": None, "gres": "gpu:a100:2", "mem": "64G"}
+    given = directives(scripts(FULL, ["x"], 2, Path("out"), options)["slurm.sh"])
+    assert "gpus-per-node" not in given
+    assert (given["gres"], given["mem"]) == ("gpu:a100:2", "64G")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("qos", "a\nrm -rf /"), ("qos\n", ""), ("--qos", "high"), ("", "x"), ("comment", "a\0")],
+)
+def test_an_option_that_is_more_than_a_line(key: str, value: str) -> None:
+    said = complaint(lambda: scripts(FULL, ["x"], 16, Path("out"), {key: value}), ConfigError)
+    assert "cannot stand in the script" in said
+
+
+def test_a_folder_whose_name_slurm_would_read(tmp_path: Path) -> None:
+    """Neither a line break nor a percent sign, which begins a pattern of SLURM."""
+    text = scripts(FULL, ["x"], 16, tmp_path / "100%j")["slurm.sh"]
+    assert directives(text)["output"] == f"{tmp_path}/100%%j/%x-%j.log"
+    complaint(lambda: scripts(FULL, ["x"], 16, tmp_path / "a\nb"), ConfigError)
+
+
+def test_a_prologue(small_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines run on every node before torchrun, in the same shell."""
+    monkeypatch.setattr(sys, "executable", "/bin/echo")
+    (tmp_path / "site.sh").write_text("module() { export LOADED=$2; }\nmodule load 'cuda 12'")
+    folder = tmp_path / "out"
+    launch(small_run(), ["tiny"], 2, None, folder, prologue=str(tmp_path / "site.sh"), dry_run=True)
+    text = (folder / "torchrun.sh").read_text().replace("exec", "echo $LOADED;", 1)
+    told = subprocess.run(["bash", "-c", text], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith("cuda 12\n-m slm2_minimal.launch.torchrun ")
+
+
+@pytest.mark.parametrize("content", [None, b"if true", b"\xff\xfe"], ids=str)
+def test_a_prologue_that_is_none(small_run: Make, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "site.sh"
+    if content is not None:
+        path.write_bytes(content)
+    out = tmp_path / "out"
+    said = complaint(
+        lambda: launch(small_run(), ["x"], 2, None, out, prologue=str(path)), ConfigError
+    )
+    assert said.startswith(f"prologue = '{path}': ")
+    assert not out.exists()
+
+
+def test_hybrid_shares_among_the_gpus_of_a_node(
+    small_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this node, not of one with eight: check and memory go by that."""
+    seen = list[RunConfig]()
+    monkeypatch.setattr(launch_module, "check", lambda config, *_, **__: seen.append(config) or [])
+    run = small_run(**{"parallel.strategy": "hybrid"})
+    launch(run, ["x"], 8, gpus_per_node=4, dry_run=True)
+    assert seen[0].parallel.shard_ranks == 4
 
 
 # The SLURM script, run here
@@ -300,8 +365,6 @@ def test_a_job_of_real_processes(
     is killed: both are started again.
     """
     monkeypatch.chdir(tmp_path)
-    for module in (check_module, launch_module, scripts_module):
-        monkeypatch.setattr(module, "GPUS_PER_NODE", 1)
     for name, value in {"SLURM_JOB_ID": os.getpid(), "FIRST_NODE": "localhost", "TASKS": 2}.items():
         monkeypatch.setenv(name, str(value))
     steps = 400
@@ -311,7 +374,7 @@ def test_a_job_of_real_processes(
         RunConfig.load("small run.toml", {"data.seed": 5}),
     )
     prepare(run)
-    launch(run, words, 2)
+    launch(run, words, 2, gpus_per_node=1)
     assert slurm.read_text().splitlines() == ["sbatch my run/launch/slurm.sh"]
     folder = tmp_path / "my run" / "launch"
     started = start(folder)
@@ -322,7 +385,7 @@ def test_a_job_of_real_processes(
     (saved,) = checkpoint.steps(tmp_path / "my run")
     step = int(saved.name.removeprefix("step-"))
     assert 20 <= step < steps
-    assert check(run, 2)[-1].endswith(
+    assert check(run, 2, gpus_per_node=1)[-1].endswith(
         f"goes on from my run/step-{step:08d}, after step {step} of {steps}"
     )
     again = start(folder)

@@ -11,7 +11,15 @@ import torch
 from slm2_minimal.cli import main
 from slm2_minimal.config import CHECKPOINTING, ConfigError, RunConfig, UserError
 from slm2_minimal.launch import planner
-from slm2_minimal.launch.memory import block_bytes, loss_bytes, memory, state_bytes
+from slm2_minimal.launch.memory import (
+    _FsdpStep,
+    _Step,
+    _Zero1Step,
+    block_bytes,
+    loss_bytes,
+    memory,
+    state_bytes,
+)
 from slm2_minimal.launch.planner import GPUS, communication, plan, table
 
 CPU = torch.device("cpu")
@@ -313,6 +321,26 @@ def test_gpus_that_fill_no_node() -> None:
     assert plan(run, 6, "a100-40gb").accumulation == 2
 
 
+@pytest.mark.parametrize("gpus", [1000, 10**6 - 1])
+def test_a_huge_batch_is_planned_at_once(gpus: int) -> None:
+    """The nearest number is looked for around the one given, not among all of them."""
+    run = full(train__global_batch_tokens=8192 * (2**40 + 8))
+    with pytest.raises(ConfigError, match=rf"gpus = {gpus}: .* the nearest is \d+$"):
+        plan(run, gpus, "a100-40gb")
+    assert plan(run, 8, "a100-40gb").accumulation == 2**37 + 1
+
+
+@pytest.mark.parametrize("strategy", ["single", "zero1", "fsdp"])
+@pytest.mark.parametrize("layers", [1, 2, 3, 9])
+def test_the_worst_moment_of_every_block(strategy: str, layers: int) -> None:
+    """Only the blocks at both ends are looked at; none between them is worse."""
+    run = full(model__num_hidden_layers=layers, train__micro_batch_size=4)
+    kind = {"zero1": _Zero1Step, "fsdp": _FsdpStep}.get(strategy, _Step)
+    step = kind(run, 8, strategy, "none", False)
+    every = max(step.in_backward(finished).total for finished in range(layers))
+    assert every <= memory(run, 8, strategy).total
+
+
 @pytest.mark.parametrize(
     ("rate", "message"),
     [
@@ -321,7 +349,9 @@ def test_gpus_that_fill_no_node() -> None:
         ({"mfu": 54.5}, "mfu = 54.5: must be above 0 and at most the peak, 1;"),
         ({"mfu": float("nan")}, "mfu = nan: "),
         ({"mfu": 0.5, "tflops": 170.0}, "mfu = 0.5: says the same as tflops = 170.0"),
-        ({"usd_per_hour": -1.0}, "usd_per_hour = -1.0: must not be negative"),
+        ({"usd_per_hour": -1.0}, "usd_per_hour = -1.0: must be a number from 0 on"),
+        ({"usd_per_hour": float("nan")}, "usd_per_hour = nan: "),
+        ({"usd_per_hour": float("inf")}, "usd_per_hour = inf: "),
     ],
 )
 def test_rates_that_no_gpu_has(rate: dict[str, float], message: str) -> None:

@@ -4,10 +4,13 @@ Its own initialisation sets biases to zero, which would hide a dropped one.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file, save_model
 from transformers import StableLmConfig, StableLmForCausalLM
 
 from slm2_minimal.config import CheckpointError, ModelConfig
@@ -251,3 +254,139 @@ def test_hub_without_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     ) as error:
         StableLM2.from_pretrained("nobody/nothing-of-this-name")
     assert "\n" not in str(error.value)
+
+
+# Folders as others write them
+
+
+def folder_with(
+    folder: Path, edit: Callable[[dict], object] = dict, **changes: Any
+) -> tuple[Path, StableLM2]:
+    """A saved model whose config.json was edited afterwards."""
+    model = randomised(StableLM2(SMALL.replace(**changes)))
+    assert isinstance(model, StableLM2)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    edit(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, model
+
+
+def agrees_with_transformers(folder: Path) -> ModelConfig:
+    model = StableLM2.from_pretrained(folder)
+    theirs = StableLmForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(model(ids()), theirs(ids()).logits, atol=1e-5, rtol=1e-4)
+    return model.config
+
+
+ROPE = {"rope_theta": 77.0, "partial_rotary_factor": 0.5}
+FOREIGN: dict[str, tuple[Callable[[dict], object], dict[str, Any]]] = {
+    "bos null": (lambda c: c.update(bos_token_id=None), {"bos_token_id": None}),
+    "bos absent": (lambda c: c.pop("bos_token_id"), {"bos_token_id": 0}),
+    "eos null": (lambda c: c.update(eos_token_id=None), {"eos_token_id": None}),
+    "eos a list": (lambda c: c.update(eos_token_id=[5, 1]), {"eos_token_id": 5}),
+    "eos an empty list": (lambda c: c.update(eos_token_id=[]), {"eos_token_id": None}),
+    "plain rope_scaling": (
+        lambda c: (
+            c.pop("rope_parameters"),
+            c.update(rope_scaling={"rope_type": "default"}, **ROPE),
+        ),
+        ROPE,
+    ),
+    "its own head_dim": (lambda c: c.update(head_dim=16), {}),
+}
+
+
+@pytest.mark.parametrize(("edit", "fields"), FOREIGN.values(), ids=FOREIGN.keys())
+def test_foreign_fields_are_read(
+    edit: Callable[[dict], object], fields: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, _ = folder_with(tmp_path, edit)
+    config = agrees_with_transformers(folder)
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+def test_absent_qkv_biases_are_none(tmp_path: Path) -> None:
+    folder, _ = folder_with(tmp_path, lambda c: c.pop("use_qkv_bias"), use_qkv_bias=False)
+    assert not agrees_with_transformers(folder).use_qkv_bias
+
+
+def test_old_rotary_buffers_are_passed_over(tmp_path: Path) -> None:
+    folder, model = folder_with(tmp_path)
+    buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(1) for i in range(3)}
+    save_file(model.state_dict() | buffers, folder / "model.safetensors", {"format": "pt"})
+    agrees_with_transformers(folder)
+
+
+def test_tied_tables_are_stored_under_either_name(tmp_path: Path) -> None:
+    folder, model = folder_with(tmp_path, tie_word_embeddings=True)
+    save_model(model, str(folder / "model.safetensors"), {"format": "pt"})
+    agrees_with_transformers(folder)
+    state = {key: value for key, value in model.state_dict().items() if "layers" in key}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"^lm_head\.weight: shape missing"):
+        StableLM2.from_pretrained(folder)
+
+
+CRAFTED: dict[str, tuple[str, object, str]] = {
+    "no weight_map": ("model.safetensors.index.json", {"metadata": {}}, "weight_map"),
+    "weight_map null": ("model.safetensors.index.json", {"weight_map": None}, "weight_map"),
+    "a list of files": ("model.safetensors.index.json", {"weight_map": {"a": ["x"]}}, "weight_map"),
+    "outside": ("model.safetensors.index.json", {"weight_map": {"a": "../x"}}, "beside it"),
+    "NUL": ("model.safetensors.index.json", {"weight_map": {"a": "x\0"}}, "beside it"),
+    "a long name": ("model.safetensors.index.json", {"weight_map": {"a": "x" * 300}}, "missing"),
+    "an index list": ("model.safetensors.index.json", [], "not a JSON object"),
+    "linear rope, old key": ("", {"rope_parameters": {"type": "linear"}}, "rope_parameters.type"),
+    "rope of both keys": (
+        "", {"rope_scaling": {"rope_type": "default", "type": "dynamic"}}, "rope_scaling",
+    ),
+    "rope a string": ("", {"rope_parameters": "default"}, "rope_parameters cannot be read"),
+    "rope type a list": ("", {"rope_parameters": {"rope_type": [1]}}, r"rope_type = \[1\]"),
+    "another head_dim": ("", {"head_dim": 32}, "head_dim = 32 .* computes 16 only"),
+    "quantised": ("", {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "ten million layers": ("", {"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000"),
+    "a huge table": ("", {"vocab_size": 2**24, "hidden_size": 2**20}, "any machine"),
+    "no heads": ("", {"num_attention_heads": 0}, "num_attention_heads = 0"),
+    "text for a number": ("", {"vocab_size": "many"}, "vocab_size = 'many'"),
+    "NaN": ("", {"layer_norm_eps": float("nan")}, "layer_norm_eps = nan"),
+    "eos of text": ("", {"eos_token_id": ["end"]}, "eos_token_id = 'end'"),
+    "a theta of text": ("", {"rope_parameters": {"rope_theta": {}}}, "rope_theta = {}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "message"), CRAFTED.values(), ids=CRAFTED.keys())
+def test_crafted_folders_are_refused(
+    name: str, content: object, message: str, tmp_path: Path
+) -> None:
+    folder, _ = folder_with(tmp_path, lambda c: c.update(content) if name == "" else None)
+    if name:
+        (folder / name).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message) as error:
+        StableLM2.from_pretrained(folder)
+    assert str(folder) in str(error.value) or name in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"a": ' + "9" * 5000 + "}", "{", "", "\udcff"])
+def test_a_config_that_is_no_json(text: str, tmp_path: Path) -> None:
+    folder, _ = folder_with(tmp_path)
+    (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        StableLM2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    folder, model = folder_with(tmp_path)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = value
+    model.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight: holds"):
+        StableLM2.from_pretrained(folder)
+
+
+def test_integers_are_no_weights(tmp_path: Path) -> None:
+    folder, model = folder_with(tmp_path)
+    state = {key: value.to(torch.int8) for key, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="no finite decimal number"):
+        StableLM2.from_pretrained(folder)

@@ -72,7 +72,7 @@ def as_lines(texts: list[str]) -> bytes:
 
 def stream(folder: str | Path, source: str, eos: int) -> TokenStream:
     """A source's shards as one."""
-    parts = [shard["name"] for shard in read_manifest(Path(folder))["sources"][source]]
+    parts = [shard.name for shard in read_manifest(Path(folder)).sources[source]]
     arrays = [
         [np.load(Path(folder) / f"{name}.{kind}.npy") for kind in ("tokens", "starts")]
         for name in parts

@@ -40,12 +40,17 @@ def test_scripts_without_a_cluster(
     tasks = {"read": 3, "compare": 1, "tokenise": 3, "publish": 1}
     for stage, number in tasks.items():
         folder = tmp_path / "out" / "logs" / stage
-        expected = {
-            "array": f"0-{number - 1}", "job-name": f"slm2-{stage}", "cpus-per-task": "1", "nodes": "1", "requeue": "",
-            "partition": "long", "time": "02:30:00", "mem-per-cpu": "8G", "account": "x1", "exclusive": "",
-            "chdir": str(tmp_path), "kill-on-invalid-dep": "yes",
-            "output": f"{folder}/slurm_logs/%A_%a.out", "error": f"{folder}/slurm_logs/%A_%a.out",
-        }  # fmt: skip
+        expected = options | {
+            "array": f"0-{number - 1}",
+            "job-name": f"slm2-{stage}",
+            "cpus-per-task": "1",
+            "nodes": "1",
+            "requeue": "",
+            "chdir": str(tmp_path),
+            "kill-on-invalid-dep": "yes",
+            "output": f"{folder}/slurm_logs/%A_%a.out",
+            "error": f"{folder}/slurm_logs/%A_%a.out",
+        }
         assert directives(stage) == expected
         command = (folder / "launch_script.slurm").read_text().splitlines()[-1]
         assert command.split() == [

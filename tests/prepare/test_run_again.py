@@ -35,8 +35,9 @@ def test_killed_at_any_moment_and_the_same_bytes_in_the_end(
     whole_takes = time.monotonic() - began
     expected = contents(tmp_path / "whole")
     script = (
-        "import json, sys; from slm2_minimal.config import RunConfig; from slm2_minimal.prepare import"
-        " units; units.MEGABYTE = 4_000; from slm2_minimal.prepare.run import prepare;"
+        "import json, sys; from slm2_minimal.config import RunConfig;"
+        " from slm2_minimal.prepare import units; units.MEGABYTE = 4_000;"
+        " from slm2_minimal.prepare.run import prepare;"
         " print('ready', flush=True); prepare(RunConfig.from_dict(json.loads(sys.argv[1])))"
     )
     settings = json.dumps(config("broken", **changes).to_dict())

@@ -52,8 +52,8 @@ def test_units_by_hand(source: SourceConfig, tmp_path: Path) -> None:
             60,
             9,
             False,
-            # an empty, a short and a long one were read between; the line that is no record
-            # is not a document
+            # an empty, a short and a long one were read between; the line that is no
+            # record is not a document
         ),
         (3, 60, 12, False),
         (3, 60, 15, False),

@@ -20,6 +20,7 @@ import pytest
 from slm2_minimal.config import DataError, MissingExtraError
 from slm2_minimal.text.corpus import load_corpus, stream_corpus
 from slm2_minimal.text.documents import MAX_LINE_BYTES, Document, text_files
+from tests.complaints import config_error
 from tests.complaints import data_error as complaint
 
 # Files
@@ -182,7 +183,7 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(stream_corpus("~/texts/a.txt", root="~/texts")) == expected
     assert text_files(Path("~/texts")) == [tmp_path / "texts" / "a.txt"]
     assert "no such file or folder" in complaint(lambda: load_corpus("~/nowhere"))
-    assert "no such file or folder" in complaint(lambda: load_corpus("~no-such-user/texts"))
+    assert "no such user" in config_error(lambda: load_corpus("~no-such-user/texts"))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,6 @@ def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
     ("name", "content", "place", "remedy"),
     [
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', ":2: not JSON", "every line must be one object"),
-        ("a.jsonl", b'\xef\xbb\xbf{"text": "x"}\n', ":1: not JSON", "BOM"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xe9"}\n', ":2: not UTF-8", "iconv"),
         (
             "a.jsonl",
@@ -245,7 +245,6 @@ def test_reading_stops_at_the_limit(tmp_path: Path) -> None:
     ],
     ids=[
         "json",
-        "bom",
         "utf8",
         "field",
         "digits",
@@ -302,7 +301,6 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
         "owner/name/",
         "owner",
         "~/name",
-        "~owner/name",
         "own er/name",
         "owner/na\tme",
         "-owner/name",
@@ -310,9 +308,7 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
         assert f"path = {name!r}: no such file or folder" in complaint(
             lambda name=name: load_corpus(name)
         )  # type: ignore[misc]
-    assert "no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .parquet file in this folder" in complaint(
-        lambda: load_corpus(tmp_path)
-    )
+    assert "no .txt, .jsonl, .ndjson, " in complaint(lambda: load_corpus(tmp_path))
     (tmp_path / "a.csv").write_text("text\nx\n")
     assert "unknown kind of file" in complaint(lambda: load_corpus(tmp_path / "a.csv"))
     (tmp_path / "a.jsonl").write_text("\n\n")
@@ -417,8 +413,8 @@ def test_text_may_stand_in_another_field(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=(
-            r"has no field 'body' that holds a string; rename the field \(a source can name another"
-            r" as its text_field\)$"
+            r"has no field 'body' that holds a string; mend this record, or if all are like it,"
+            r" rename the field \(a source can name another as its text_field\)$"
         ),
     ):
         list(stream_corpus(tmp_path / "a.jsonl", text_field="body"))

@@ -129,8 +129,9 @@ def test_hub_without_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         ),
     ):
         load_corpus("owner/name")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(MissingExtraError, match="datasets"):
+    with pytest.raises(MissingExtraError, match="needs the package 'pyarrow'"):
         load_corpus(tmp_path / "a.parquet")
     (tmp_path / "a.txt").write_text("no need of it")
     assert load_corpus(tmp_path / "a.txt")

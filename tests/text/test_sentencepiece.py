@@ -97,3 +97,36 @@ def test_training_that_cannot_be(tmp_path: Path, texts: list[str], size: int) ->
     assert str(caught.value).startswith(f"vocab_size = {size}: SentencePiece says: ")
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+GREEK = "αυτό είναι ένα κείμενο στα ελληνικά "
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        GREEK * 16,
+        GREEK * 1000,
+        GREEK.replace(" ", "") * 1000,
+        GREEK * 16 + "\u2585",
+        "\ud800" + GREEK,
+    ],
+    ids=["short", "long", "one word", "separator", "surrogate"],
+)
+def test_no_line_is_dropped(tmp_path: Path, some_texts: list[str], line: str) -> None:
+    """Greek words are learned from lines of any length, whatever else is in them."""
+    train_sentencepiece([*some_texts, *[line] * 40], tmp_path / "a.model", 400)
+    trained = load_tokenizer(tmp_path / "a.model")
+    assert len(trained.encode("είναι")) <= 3
+    assert trained.decode(trained.encode("▅ και ▅")) == "▅ και ▅"
+
+
+def test_long_lines_are_cut_before_spaces(tmp_path: Path) -> None:
+    """So the words are the same as in short lines, and so is the model."""
+    words = [document.text.split() for document in load_corpus(languages=["en"], limit=10)]
+    lines = [" " + " ".join(text) for text in words]
+    train_sentencepiece(lines, tmp_path / "short.model", 400)
+    train_sentencepiece(["".join(lines) * 20], tmp_path / "long.model", 400)
+    train_sentencepiece(lines * 20, tmp_path / "many.model", 400)
+    assert max(map(len, lines)) < 4192
+    assert (tmp_path / "long.model").read_bytes() == (tmp_path / "many.model").read_bytes()

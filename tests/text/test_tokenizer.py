@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import unicodedata
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slm2_minimal.text import arcade as module
+from slm2_minimal.text import interface
 from slm2_minimal.text.corpus import load_corpus
+from slm2_minimal.text.documents import nfc
 from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer, Tokenizer
 
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
@@ -221,7 +224,16 @@ def test_batch_is_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
 def test_half_of_a_surrogate_pair_becomes_u_fffd(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud83db")) == "a\ufffdb"
     assert tokenizer.decode(tokenizer.encode("\ud83d\ude00")) == "😀"
-    assert tokenizer.encode_batch(["a\ud83db"]) == [tokenizer.encode("a\ud83db")]
+    for text in ("a\ud83db", "\ud83d\ude00", "\udc00e\u0301", "\ud800 </s><|im_start|>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.encode_batch([text]) == [ids]
+        assert list(tokenizer.encode_stream(text)) == ids
+        assert as_document(tokenizer, text).tolist() == ids
+        for allow_special in (False, True):
+            repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            assert tokenizer.encode(text, allow_special=allow_special) == tokenizer.encode(
+                repaired, allow_special=allow_special
+            )
 
 
 def test_the_corpus_comes_back(tokenizer: Tokenizer) -> None:
@@ -270,6 +282,55 @@ def test_encode_stream_does_not_hold_everything_back(tokenizer: Tokenizer) -> No
     stream = tokenizer.encode_stream(chunks())  # type: ignore[arg-type]
     next(stream)
     assert read <= 2
+
+
+def test_encode_stream_looks_at_each_chunk_once(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no place is safe for a cut, as in Chinese, all is held, and not searched
+    again.
+    """
+    searched = 0
+
+    class Counting:
+        def finditer(self, text: str) -> Any:
+            nonlocal searched
+            searched += len(text)
+            return cut.finditer(text)
+
+    cut = interface._SAFE_CUT
+    monkeypatch.setattr(interface, "_SAFE_CUT", Counting())
+    text = "漢字" * 1000
+    assert list(tokenizer.encode_stream(text)) == tokenizer.encode(text)
+    assert searched <= 3 * len(text)
+
+
+MARKS = "\u0301\u0316\u0323\u0344\u0345\u0f71\u0f72\u0f73\u3099\u09be\u0338"
+
+
+@given(
+    bases=st.lists(st.sampled_from([*"aé \n가", "\u1100", "\u09c7", "ế"]), min_size=1, max_size=4),
+    marks=st.lists(st.sampled_from(MARKS), max_size=12),
+    times=st.integers(0, 12),
+)
+@example(bases=["a"], marks=["\u0316", "\u0301"], times=50)
+def test_long_runs_of_marks_are_normalised_as_python_does(
+    bases: list[str], marks: list[str], times: int
+) -> None:
+    text = "".join(base + "".join(marks) * times for base in bases)
+    assert nfc(text) == unicodedata.normalize("NFC", text)
+
+
+def test_long_runs_of_marks_come_in_order_to_the_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own is an insertion sort: it takes a time that grows with the square."""
+    seen: list[str] = []
+    normalize = unicodedata.normalize
+    monkeypatch.setattr(
+        unicodedata, "normalize", lambda form, text: seen.append(text) or normalize(form, text)
+    )
+    nfc("a" + "\u0f73\u0301" * 5000)
+    classes = [unicodedata.combining(mark) for mark in seen[-1]]
+    assert classes == sorted(classes)
 
 
 ids_of_any_kind = st.lists(
@@ -336,8 +397,7 @@ def as_document(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 @given(text=st.text())
 def test_documents_hold_the_same_ids(tokenizer: Tokenizer, text: str) -> None:
-    normal = unicodedata.normalize("NFC", text)
-    assert as_document(tokenizer, normal).tolist() == tokenizer.encode(normal)
+    assert as_document(tokenizer, text).tolist() == tokenizer.encode(text)
 
 
 def test_documents_hold_no_special_ids(arcade: Arcade100k) -> None:

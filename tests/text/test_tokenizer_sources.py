@@ -14,7 +14,9 @@ import tiktoken.load
 from slm2_minimal.config import PRESET_DIR, DataError
 from slm2_minimal.text import arcade as module
 from slm2_minimal.text.arcade import RANKS_URL
+from slm2_minimal.text.sentence_piece import train_sentencepiece
 from slm2_minimal.text.tokenizer import Arcade100k, load_tokenizer
+from tests.complaints import config_error
 
 # Where vocabularies come from, and what is wrong with them
 
@@ -92,6 +94,14 @@ def test_unknown_names(name: str) -> None:
         "give arcade100k, tiny, a SentencePiece .model file, or a .tiktoken ranks file"
         in complaint(name)
     )
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    train_sentencepiece(["some words " * 50], "~/own.model", 270)
+    assert load_tokenizer("~/own.model").name == "own"
+    assert [path.name for path in tmp_path.iterdir()] == ["own.model"]
+    assert "NUL" in config_error(lambda: load_tokenizer("a\0.model"))
 
 
 class TestWithoutTheOfflinePackage:

@@ -36,7 +36,9 @@ def test_one_line_in_both_files(tmp_path: Path) -> None:
     with opened(tmp_path) as log:
         log.write(3, "validation", {"loss": {"en": 1.5, "de": 2.5}, "mean": 2.0})
         log.write(3, "sample", {"text": "é\u2028ü"})
-    assert records(tmp_path) == [
+    written = records(tmp_path)
+    assert all(record.pop("time") > 1.7e9 for record in written)
+    assert written == [
         {"step": 3, "kind": "validation", "loss": {"en": 1.5, "de": 2.5}, "mean": 2.0},
         {"step": 3, "kind": "sample", "text": "é\u2028ü"},
     ]
@@ -92,7 +94,7 @@ def test_what_a_run_logs(small_run: Make) -> None:
     trainer.run()
     [*_, last] = [record for record in records(trainer.run_dir) if record["kind"] == "train"]
     assert set(last) == {
-        "step", "kind", "loss", "mean_loss", "grad_norm", "lr", "tokens_per_second",
+        "step", "kind", "time", "loss", "mean_loss", "grad_norm", "lr", "tokens_per_second",
         "tokens_per_second_per_rank", "share_of_peak", "memory_gb", "tokens", "data_position",
     }  # fmt: skip
     assert (last["step"], last["tokens"], last["data_position"]) == (20, 20 * 256, 160)
@@ -166,3 +168,18 @@ def test_the_table_of_the_best() -> None:
         "en         1.000    3.000   2.000",
         "de         2.000    2.500   0.500",
     ]
+
+
+def test_a_line_that_was_cut_inside_a_character(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with opened(tmp_path) as log:
+        log.write(1, "sample", {"text": "è"})
+        log.write(1, "sample", {"text": "è già"})
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex("è".encode()) + 1])
+    with opened(tmp_path, 1) as log:
+        log.write(2, "sample", {"text": "ora"})
+    assert [record["text"] for record in records(tmp_path)] == ["è", "ora"]
+    assert "the last line was cut short" in caplog.text
