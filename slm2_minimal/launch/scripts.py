@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slm2_minimal.config import ConfigError, RunConfig
+from slm2_minimal.launch.check import nodes_of
 from slm2_minimal.launch.memory import GPUS_PER_NODE
 
 MAX_RESTARTS = 3  # of a failed process, before a person should look at it
@@ -41,8 +42,7 @@ def scripts(
     node runs first. Raises ConfigError for an option that cannot stand in a script.
     """
     folder = folder.absolute()
-    per_node = min(gpus, gpus_per_node)
-    nodes = -(-gpus // gpus_per_node)
+    nodes, per_node = nodes_of(gpus, gpus_per_node)
     run_dir = Path(config.train.output_dir).absolute()
     share = {"exclusive": "", "mem": "0"}
     if per_node < gpus_per_node:
