@@ -1,7 +1,6 @@
 """The last stage: what the units left becomes a folder with a report and a manifest."""
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -127,7 +126,7 @@ def publish(
 ) -> PrepareReport:
     """Merge what the units left, write report and manifest, remove the work.
 
-    Raises DataError, and writes nothing, where nothing of a source is left.
+    Raises DataError, and writes nothing, where no text is left to train on.
     """
     pairs = list(zip(units, results, strict=True))
     by_source = {
@@ -140,10 +139,12 @@ def publish(
         duplicates,
         ContaminationReport.of(_contamination_of(pairs), index) if index else None,
     )
-    for name, row in report.sources.items():
-        others = {"duplicates": row.duplicates, "held out": row.held_out}
-        require_text(job, name, row.tokens, row.skipped | row.contaminated | others)
-
+    if not any(row.tokens for row in report.sources.values()):
+        counts = "; ".join(f"{name}: {row}" for name, row in report.sources.items())
+        raise DataError(
+            f"data.sources: no text is left to train on ({counts}); leave less out, remove"
+            f" {str(job.folder)!r} and prepare again"
+        )
     _write_counts(job, units)
     tokenizer = cached_tokenizer(job.data.tokenizer)
     manifest = {
@@ -166,17 +167,6 @@ def publish(
     write_json(job.folder / MANIFEST, manifest)
     remove_work(job)
     return report
-
-
-def require_text(job: Job, source: str, size: int, left_out: Mapping[str, int]) -> None:
-    """Raise DataError where nothing of a source is left."""
-    if size:
-        return
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
-    raise DataError(
-        f"data.sources.{source}: nothing is left of it ({reasons or 'it has no documents'}); check"
-        f" its path, text_field and filters, remove {str(job.folder)!r} and prepare again"
-    )
 
 
 def read_report(job: Job) -> PrepareReport:
@@ -240,6 +230,8 @@ def summary(report: PrepareReport) -> list[str]:
         reasons = [f"{count:,} {reason}" for reason, count in sorted(row.skipped.items())]
         if reasons:
             lines.append(f"left out of {name}: " + ", ".join(reasons))
+        if not row.tokens:
+            lines.append(f"nothing is left of {name}; leave it out of data.sources to train")
     if report.duplicates and report.duplicates.repeated_ids:
         lines.append(
             f"{report.duplicates.repeated_ids:,} documents have an id that an earlier one has;"

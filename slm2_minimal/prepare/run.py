@@ -24,17 +24,9 @@ from slm2_minimal.config import ConfigError, DataError, RunConfig
 from slm2_minimal.data.reading import reading_settings
 from slm2_minimal.data.shards import MANIFEST, read_manifest
 from slm2_minimal.files import write_array, write_json
+from slm2_minimal.prepare import handover
 from slm2_minimal.prepare.duplicates import DuplicatesReport, Location, find_duplicates
-from slm2_minimal.prepare.handover import (
-    in_folder,
-    is_sealed,
-    read_checked,
-    read_record,
-    seal,
-    sealed,
-    write_record,
-)
-from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, require_text, summary
+from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
 from slm2_minimal.prepare.units import Unit, read_unit
 from slm2_minimal.prepare.work import (
     Job,
@@ -178,8 +170,14 @@ def require_documents(job: Job, units: list[Unit]) -> None:
     """Raise DataError for a source of which reading and filtering left nothing."""
     for source in job.data.sources:
         of_source = [unit for unit in units if unit.source == source]
-        documents = sum(unit.documents for unit in of_source)
-        require_text(job, source, documents, of_source[-1].skipped if of_source else {})
+        if not any(unit.documents for unit in of_source):
+            skipped = of_source[-1].skipped if of_source else {}
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+            raise DataError(
+                f"data.sources.{source}: has no document to train on"
+                f" ({reasons or 'it is empty'}); check its path, text_field and filters, remove"
+                f" {str(job.folder)!r} and prepare again"
+            )
 
 
 def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
@@ -191,19 +189,19 @@ def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
         return None
     path = job.work / "duplicates.json"
     marks = [job.path("removed", unit) for unit in units]
-    if not all(map(is_sealed, [path, *marks])):
+    if not all(map(handover.is_sealed, [path, *marks])):
         started = time.perf_counter()
-        keys = [sealed(job.path("keys", unit)) for unit in units]
+        keys = [handover.sealed(job.path("keys", unit)) for unit in units]
         sources = [unit.source for unit in units]
         found = find_duplicates(keys, job.lsh, job.config.keep, sources=sources)
         for mark, removed in zip(marks, found.removed, strict=True):
-            write_array(in_folder(mark), removed)
-            seal(mark)
+            write_array(handover.in_folder(mark), removed)
+            handover.seal(mark)
         examples = [_named(job, units, cluster) for cluster in found.largest]
-        write_record(path, replace(found.report, examples=examples))
+        handover.write_record(path, replace(found.report, examples=examples))
         seconds = time.perf_counter() - started
         log.info(f"duplicates | {found.report.documents:,} documents compared in {seconds:.1f} s")
-    return read_record(path, DuplicatesReport)
+    return handover.read_record(path, DuplicatesReport)
 
 
 def _named(job: Job, units: list[Unit], cluster: list[Location]) -> list[dict[str, str]]:
@@ -274,7 +272,7 @@ def _compare(job: Job, settings: Settings) -> None:
     have been read.
     """
     path = job.folder / SETTINGS
-    before = read_checked(path, Settings, f"remove {str(job.folder)!r} and prepare again")
+    before = handover.read_checked(path, Settings, f"remove {str(job.folder)!r} and prepare again")
     late = {
         name: files
         for name, files in settings.inputs.items()

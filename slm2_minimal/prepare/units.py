@@ -17,15 +17,7 @@ from pathlib import Path
 from slm2_minimal.config import DataError, PrepareConfig, SourceConfig
 from slm2_minimal.data.reading import read_source
 from slm2_minimal.files import whole_file
-from slm2_minimal.prepare.handover import (
-    AGAIN,
-    in_folder,
-    is_sealed,
-    read_record,
-    seal,
-    sealed,
-    write_record,
-)
+from slm2_minimal.prepare import handover
 from slm2_minimal.text.documents import Document, text_files
 
 MEGABYTE = 1_000_000
@@ -113,10 +105,12 @@ def hold_inputs(record: Path, paths: Sequence[str | None], *, begun: bool) -> bo
             about = file.stat()
             files.append((ascii(str(file)), about.st_size, about.st_ctime_ns))
     if not begun:
-        write_record(record, files)
-    elif files != read_record(record, list[tuple[str, int, int]]):
+        handover.write_record(record, files)
+    elif files != handover.read_record(record, list[tuple[str, int, int]]):
         changed = ", ".join(str(path) for path in paths)
-        raise DataError(f"path = {changed!r}: changed since it was read into {record}; {AGAIN}")
+        raise DataError(
+            f"path = {changed!r}: changed since it was read into {record}; {handover.AGAIN}"
+        )
     return bool(files)
 
 
@@ -164,10 +158,10 @@ def _reason_to_skip(text: str, config: PrepareConfig) -> str | None:
 
 def _write(folder: Path, unit: Unit, documents: list[Document]) -> None:
     texts = [document.text.encode() for document in documents]
-    path = in_folder(folder / f"{unit.name}.txt")
+    path = handover.in_folder(folder / f"{unit.name}.txt")
     with whole_file(path) as file:
         file.writelines(texts)
-    seal(path)
+    handover.seal(path)
     contents = _Contents(
         unit,
         [len(text) for text in texts],
@@ -176,7 +170,7 @@ def _write(folder: Path, unit: Unit, documents: list[Document]) -> None:
         [document.domain for document in documents],
         [document.title for document in documents],
     )
-    write_record(path.with_suffix(".json"), contents)
+    handover.write_record(path.with_suffix(".json"), contents)
 
 
 def _name(stem: str, number: int) -> str:
@@ -186,8 +180,8 @@ def _name(stem: str, number: int) -> str:
 def complete_units(folder: Path, stem: str) -> list[Unit]:
     """The units that are whole, in order, up to the first that is not."""
     units: list[Unit] = []
-    while is_sealed(path := folder / f"{_name(stem, len(units))}.json"):
-        units.append(read_record(path, _Contents).unit)
+    while handover.is_sealed(path := folder / f"{_name(stem, len(units))}.json"):
+        units.append(handover.read_record(path, _Contents).unit)
     return units
 
 
@@ -196,8 +190,8 @@ def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
 
     Raises DataError for a unit that is not as it was written.
     """
-    about = read_record(folder / f"{unit.name}.json", _Contents)
+    about = handover.read_record(folder / f"{unit.name}.json", _Contents)
     fields = zip(about.id, about.language, about.domain, about.title, strict=True)
-    with sealed(folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:
+    with handover.sealed(folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:
         for size, values in zip(about.bytes, fields, strict=True):
             yield Document(*values, text=file.read(size).decode("utf-8"))

@@ -24,16 +24,9 @@ from slm2_minimal.config import BenchmarkConfig, DataConfig, PrepareConfig
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import Shard, write_shard
 from slm2_minimal.files import write_arrays
+from slm2_minimal.prepare import handover
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, clean
 from slm2_minimal.prepare.duplicates import write_keys
-from slm2_minimal.prepare.handover import (
-    in_folder,
-    is_sealed,
-    read_record,
-    seal,
-    sealed,
-    write_record,
-)
 from slm2_minimal.prepare.minhash import LSH, batches
 from slm2_minimal.prepare.units import Unit, hold_inputs, ingest, read_unit
 from slm2_minimal.text.corpus import stream_corpus
@@ -125,13 +118,13 @@ def key_unit(job: Job, unit: Unit) -> None:
     in one language.
     """
     path = job.path("keys", unit)
-    if not is_sealed(path):
+    if not handover.is_sealed(path):
         documents = (
             (f"{unit.source} {document.language} {document.id}", document.text)
             for document in read_unit(job.text, unit)
         )
-        write_keys(in_folder(path), documents, job.lsh)
-        seal(path)
+        write_keys(handover.in_folder(path), documents, job.lsh)
+        handover.seal(path)
 
 
 def benchmark_index(job: Job) -> BenchmarkIndex | None:
@@ -166,8 +159,8 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
     text (measured: Arcade100k on the embedded corpus).
     """
     path = job.path("tokenised", unit)
-    if is_sealed(path):
-        return read_record(path, UnitResult)
+    if handover.is_sealed(path):
+        return handover.read_record(path, UnitResult)
     index = benchmark_index(job)
     contamination = Contamination()
     counts = Counter(unique=0, documents=0, held_out=0)
@@ -183,7 +176,7 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
     del batched
     shard = _write_texts(job, unit, texts, languages, held_out)
     result = UnitResult(**counts, shard=shard, contamination=contamination)
-    write_record(path, result)
+    handover.write_record(path, result)
     return result
 
 
@@ -191,7 +184,7 @@ def _unique(job: Job, unit: Unit) -> Iterator[Document]:
     """The documents that are no duplicates."""
     removed = np.zeros(unit.documents, dtype=bool)
     if job.config.duplicates != "keep":
-        removed = np.load(sealed(job.path("removed", unit)), allow_pickle=False)
+        removed = np.load(handover.sealed(job.path("removed", unit)), allow_pickle=False)
     for document, is_removed in zip(read_unit(job.text, unit), removed, strict=True):
         if not is_removed:
             yield document
@@ -262,9 +255,9 @@ def _write_texts(
 
 
 def _leave(job: Job, stage: str, unit: Unit, arrays: dict[str, np.ndarray]) -> None:
-    path = in_folder(job.path(stage, unit))
+    path = handover.in_folder(job.path(stage, unit))
     write_arrays(path, arrays)
-    seal(path)
+    handover.seal(path)
 
 
 def _by_language(

@@ -55,9 +55,11 @@ def in_parallel(
                     number += 1
                     size_done += futures[future]
                 now = time.perf_counter()
-                if now - shown > SECONDS_BETWEEN_LINES or number == len(items):
+                last = number == len(items)
+                if now - shown > SECONDS_BETWEEN_LINES or last:
                     line = f"{stage:<8} | {number} of {len(items)}"
-                    log.info(line + _speed(size_done, sum(sizes), now - started) + so_far())
+                    line += _speed(size_done, sum(sizes), now - started)
+                    log.info(line if last else line + so_far())
                     shown = now
         except BaseException as error:
             for process in list(pool._processes.values()):  # Python 3.14: terminate_workers()

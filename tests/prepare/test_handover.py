@@ -1,5 +1,6 @@
 """What a stage leaves for the next one is read as it was written, or not at all."""
 
+import contextlib
 import json
 import random
 from collections.abc import Callable
@@ -68,6 +69,7 @@ def test_no_flipped_bit_gives_other_results(
     prepare(run)
     expected = contents(tmp_path / "out")
     rng = random.Random(3)
+    harmless = list[str]()  # what later stages have made good already, such as keys
     monkeypatch.setattr(
         module, "in_parallel", lambda stage, work, items, *rest: [*map(work, items)]
     )
@@ -80,12 +82,11 @@ def test_no_flipped_bit_gives_other_results(
         flipped = bytearray(before[name])
         flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
         (tmp_path / "out" / name).write_bytes(flipped)
-        try:
+        with contextlib.suppress(DataError):
             prepare(run)
-        except DataError as error:
-            assert "\n" not in str(error)
-        else:
             assert contents(tmp_path / "out") == expected, name
+            harmless.append(name)
+    assert len(harmless) < len(left) / 2
 
 
 def test_damaged_settings_manifest_and_report(config: Make, tmp_path: Path) -> None:

@@ -262,8 +262,8 @@ def test_a_truncated_gzip_is_an_error_until_it_is_mended(config: Make, tmp_path:
 def test_a_gzip_that_is_damaged_at_its_end_leaves_no_text_behind(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its check sum comes last, when units have been written already; and the mended file
-    is of the same size.
+    """Its check sum comes last, when units have been written already. The mended file is
+    of the same size.
     """
     prepare(config("whole"))
     path = tmp_path / "web" / "a.jsonl.gz"
@@ -309,22 +309,32 @@ def test_a_file_that_changes_between_two_calls(
 @pytest.mark.parametrize(
     ("content", "changes", "message"),
     [
-        (b"", {}, r"^data\.sources\.x: nothing is left of it \(it has no documents\); check its"),
-        (b'{"body": "a text of some length"}\n', {}, r"x: nothing is left of it \(1 no text\)"),
-        (b'{"text": "short"}\n' * 3, {}, r"x: nothing is left of it \(3 too short\)"),
+        (b"", {}, r"^data\.sources\.x: has no document to train on \(it is empty\); check"),
         (
-            lines([{"text": d.text} for d in english(40)[:5]]),
-            {"data.validation_percent": 0},
-            r"x: nothing is left of it \(5 duplicates\)",
+            b'{"body": "a text of some length"}\n',
+            {},
+            r"x: has no document to train on \(1 no text\)",
+        ),
+        (b'{"text": "short"}\n' * 3, {}, r"x: has no document to train on \(3 too short\)"),
+        (
+            lines([{"id": "d0", "text": english(50)[49].text}]),
+            {"data.sources": {"x": {"path": "x.jsonl"}}, "data.validation_percent": 99},
+            r"^data\.sources: no text is left to train on \(x: .*held_out=1,",
         ),
     ],
 )
 def test_nothing_is_published_where_nothing_is_left(
-    config: Make, tmp_path: Path, content: bytes, changes: dict[str, Any], message: str
+    config: Make,
+    tmp_path: Path,
+    content: bytes,
+    changes: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "x.jsonl").write_bytes(content)
-    sources = {"web": {"path": str(tmp_path / "web")}, "x": {"path": str(tmp_path / "x.jsonl")}}
-    run = config(**changes, **{"data.sources": sources})
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_bytes(content)
+    sources = {"web": {"path": "web"}, "x": {"path": "x.jsonl"}}
+    run = config(**{"data.sources": sources} | changes)
     for _ in range(2):
         # the reader's own words where no record of a source has the field
         with pytest.raises(DataError, match=f"{message}|none of 1 records has a field 'text'"):
@@ -474,7 +484,7 @@ def test_a_long_item_is_not_silent(
     monkeypatch.setattr(workers, "SECONDS_OF_SILENCE", 0.05)
     in_parallel("read", a_moment, [1], 1, lambda: " | 3.0 MB of text")
     assert said.count("read     | 0 of 1 | 3.0 MB of text") >= 2
-    assert said[-1] == "read     | 1 of 1 | 3.0 MB of text"
+    assert said[-1] == "read     | 1 of 1"
 
 
 def a_moment(item: int) -> None:
