@@ -34,6 +34,12 @@ def seal(path: Path) -> None:
         file.write(sha256(path).encode())
 
 
+def remove(path: Path) -> None:
+    """Remove a file, its seal first: without it, it counts as not there."""
+    Path(f"{path}.sha256").unlink(missing_ok=True)
+    path.unlink()
+
+
 def is_sealed(path: Path) -> bool:
     """Whether a file is there, and complete."""
     return path.exists() and Path(f"{path}.sha256").exists()

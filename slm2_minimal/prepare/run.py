@@ -9,10 +9,9 @@ was, and ends with the bytes of one that was not.
 
 import fcntl
 import logging
-import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -101,11 +100,10 @@ def alone(job: Job) -> Iterator[None]:
 
     Its processes may need a moment to end.
     """
-    descriptor = os.open(job.folder, os.O_RDONLY)
-    try:
+    with (job.folder / SETTINGS).open("r+") as file:
         for attempt in range(SECONDS_TO_WAIT + 1):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if attempt == SECONDS_TO_WAIT:
@@ -117,8 +115,6 @@ def alone(job: Job) -> Iterator[None]:
         for path in filter(_is_leftover, job.folder.iterdir()):
             path.unlink()
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _is_leftover(path: Path) -> bool:
@@ -262,25 +258,31 @@ def _settings(job: Job) -> Settings:
     config = asdict(job.config)
     del config["workers"]
     tokenizer = cached_tokenizer(job.data.tokenizer).fingerprint
+    if job.config.duplicates == "keep":
+        _warn_of_overlaps(job, inputs)
     return Settings(reading_settings(job.data), inputs, config, tokenizer)
 
 
-def _compare(job: Job, settings: Settings) -> None:
-    """Refuse other settings than the folder was begun with.
-
-    A file may come late: where none stood when the folder was begun, nothing of it can
-    have been read.
+def _warn_of_overlaps(job: Job, inputs: Mapping[str, list[list[Any]] | None]) -> None:
+    """Where no duplicates go, one text may be held out of one source and trained on in
+    another: an id that is made of the place below a source's path differs with it.
     """
-    path = job.folder / SETTINGS
-    before = handover.read_checked(path, Settings, f"remove {str(job.folder)!r} and prepare again")
-    late = {
-        name: files
-        for name, files in settings.inputs.items()
-        if files and before.inputs.get(name, files) is None
-    }
-    if late:
-        before.inputs.update(late)
-        write_json(path, asdict(before))
+    readers: dict[Path, str] = {}
+    for name in job.data.sources:
+        for file, _ in inputs[name] or []:
+            other = readers.setdefault(Path(file).resolve(), name)
+            if job.data.sources[other].path != job.data.sources[name].path:
+                log.warning(
+                    f"data.sources.{name}: reads {file}, as {other} does; with duplicates ="
+                    " 'keep', texts without an id may be held out and trained on"
+                )
+                break
+
+
+def _compare(job: Job, settings: Settings) -> None:
+    """Refuse other settings than the folder was begun with."""
+    remedy = f"remove {str(job.folder)!r} and prepare again"
+    before = handover.read_checked(job.folder / SETTINGS, Settings, remedy)
     for key, value in asdict(settings).items():
         other = getattr(before, key)
         if value != other:

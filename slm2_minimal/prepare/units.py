@@ -40,14 +40,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class _Contents:
-    """`NAME.json`: of every document the bytes of its text, and its fields."""
+    """What `NAME.json` holds."""
 
     unit: Unit
-    bytes: list[int]
-    id: list[str]
-    language: list[str]
-    domain: list[str]
-    title: list[str]
+    documents: list[tuple[int, str, str, str, str]]  # bytes of text, id, language, domain, title
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ def ingest(
             del documents  # before the next ones are read
     except DataError:
         for unit in units if local else []:
-            (folder / f"{unit.name}.json").unlink()
+            handover.remove(folder / f"{unit.name}.json")
         raise
     return units
 
@@ -108,9 +104,7 @@ def hold_inputs(record: Path, paths: Sequence[str | None], *, begun: bool) -> bo
         handover.write_record(record, files)
     elif files != handover.read_record(record, list[tuple[str, int, int]]):
         changed = ", ".join(str(path) for path in paths)
-        raise DataError(
-            f"path = {changed!r}: changed since it was read into {record}; {handover.AGAIN}"
-        )
+        raise DataError(f"path = {changed!r}: changed since {record} was written; {handover.AGAIN}")
     return bool(files)
 
 
@@ -162,15 +156,11 @@ def _write(folder: Path, unit: Unit, documents: list[Document]) -> None:
     with whole_file(path) as file:
         file.writelines(texts)
     handover.seal(path)
-    contents = _Contents(
-        unit,
-        [len(text) for text in texts],
-        [document.id for document in documents],
-        [document.language for document in documents],
-        [document.domain for document in documents],
-        [document.title for document in documents],
-    )
-    handover.write_record(path.with_suffix(".json"), contents)
+    rows = [
+        (len(text), document.id, document.language, document.domain, document.title)
+        for text, document in zip(texts, documents, strict=True)
+    ]
+    handover.write_record(path.with_suffix(".json"), _Contents(unit, rows))
 
 
 def _name(stem: str, number: int) -> str:
@@ -191,7 +181,7 @@ def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
     Raises DataError for a unit that is not as it was written.
     """
     about = handover.read_record(folder / f"{unit.name}.json", _Contents)
-    fields = zip(about.id, about.language, about.domain, about.title, strict=True)
     with handover.sealed(folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:
-        for size, values in zip(about.bytes, fields, strict=True):
-            yield Document(*values, text=file.read(size).decode("utf-8"))
+        for size, name, language, domain, title in about.documents:
+            text = file.read(size).decode("utf-8")
+            yield Document(name, language, domain, title, text)

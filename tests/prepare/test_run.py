@@ -262,9 +262,7 @@ def test_a_truncated_gzip_is_an_error_until_it_is_mended(config: Make, tmp_path:
 def test_a_gzip_that_is_damaged_at_its_end_leaves_no_text_behind(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its check sum comes last, when units have been written already. The mended file is
-    of the same size.
-    """
+    """Its check sum comes last, when units have been written already."""
     prepare(config("whole"))
     path = tmp_path / "web" / "a.jsonl.gz"
     good = path.read_bytes()
@@ -274,7 +272,7 @@ def test_a_gzip_that_is_damaged_at_its_end_leaves_no_text_behind(
     with pytest.raises(DataError, match=r"a\.jsonl\.gz: cannot be read after line 25 "):
         prepare(config("broken"))
     assert list((tmp_path / "broken" / "work" / "text").glob("web-*.json")) == []
-    path.write_bytes(damaged)
+    path.write_bytes(damaged)  # mended, and of the same size
     settings = tmp_path / "broken" / "settings.json"
     assert str(len(damaged)) in settings.read_text(), "of the same size"
     prepare(config("broken"))
@@ -340,6 +338,16 @@ def test_nothing_is_published_where_nothing_is_left(
         with pytest.raises(DataError, match=f"{message}|none of 1 records has a field 'text'"):
             prepare(run)
         assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_file_in_two_sources_is_said_where_duplicates_stay(
+    config: Make, tmp_path: Path, said: list[str]
+) -> None:
+    paths = {"all": {"path": str(tmp_path / "web")}, "b": {"path": str(tmp_path / "web/b.jsonl")}}
+    changes = {"data.sources": paths, "prepare.duplicates": "keep"}
+    prepare(config(**changes))
+    [line] = [line for line in said if line.startswith("data.sources.b: reads ")]
+    assert "as all does; with duplicates = 'keep'" in line
 
 
 def test_only_what_we_made_is_removed(
