@@ -32,10 +32,17 @@ from slm2_minimal.config.sections import (
     ScheduleConfig,
     TrainConfig,
 )
-from slm2_minimal.config.sources import DataConfig, PrepareConfig, SourceConfig, StageConfig
+from slm2_minimal.config.sources import (
+    BenchmarkConfig,
+    DataConfig,
+    PrepareConfig,
+    SourceConfig,
+    StageConfig,
+)
 
 __all__ = ["CHECKPOINTING", "IGNORE", "PRESET_DIR", "SHARDED", "STRATEGIES"]
 __all__ += ["CheckpointError", "ConfigError", "DataError", "MissingExtraError", "UserError"]
+__all__ += ["BenchmarkConfig"]
 __all__ += ["DataConfig", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PrepareConfig"]
 __all__ += ["RunConfig", "ScheduleConfig", "SourceConfig", "StageConfig", "TrainConfig"]
 __all__ += ["parse_overrides", "preset_names", "preset_path", "read_toml"]

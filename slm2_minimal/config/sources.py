@@ -2,7 +2,7 @@
 for what happens to raw text before.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict
 
@@ -109,6 +109,23 @@ class DataConfig(Table):
             )
 
 
+@section("benchmark")
+class BenchmarkConfig(Section):
+    """An evaluation set to keep out of the training."""
+
+    path: PathText
+    """A file, a folder, or a Hub id."""
+    text_field: str = "text"
+    """The field of a record that holds its text."""
+
+
+def _path_or_table(value: Any) -> Any:
+    return value if isinstance(value, str) else BenchmarkConfig.from_table(value)
+
+
+Benchmark = Annotated[PathText | BenchmarkConfig, BeforeValidator(_path_or_table)]
+
+
 @section("prepare")
 class PrepareConfig(Table):
     """What `slm2 prepare` does between raw text and shards. The report names its
@@ -131,9 +148,9 @@ class PrepareConfig(Table):
     keep: Literal["first", "longest"] = "first"
     """Which document of a cluster of duplicates stays."""
 
-    benchmarks: dict[str, PathText] = Field(default_factory=dict)
+    benchmarks: dict[str, Benchmark] = Field(default_factory=dict)
     """Evaluation sets to keep out of the training, by name: each a file, a folder or a
-    Hub id."""
+    Hub id, or {path = "...", text_field = "..."}."""
     ngram_words: Annotated[int, Field(gt=0, le=1_000)] = 13
     """A document is contaminated where it shares so many words in a row with one."""
     contaminated: Literal["drop", "cut"] = "drop"

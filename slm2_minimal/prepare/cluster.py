@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,30 @@ except ImportError:
     ) from None
 
 from slm2_minimal.data.shards import MANIFEST
-from slm2_minimal.files import read_json, write_json
+from slm2_minimal.prepare.handover import is_sealed, read_record, write_record
 from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
-from slm2_minimal.prepare.run import claim, is_prepared, mark_duplicates, unwritable_is_said
+from slm2_minimal.prepare.run import (
+    alone,
+    claim,
+    is_prepared,
+    mark_duplicates,
+    require_documents,
+    text_read,
+    unwritable_is_said,
+)
 from slm2_minimal.prepare.units import Part, Unit, ingest
-from slm2_minimal.prepare.work import Job, benchmark_index, in_folder, key_unit, tokenise_unit
+from slm2_minimal.prepare.work import Job, benchmark_index, key_unit, tokenise_unit
 from slm2_minimal.prepare.workers import in_parallel
 from slm2_minimal.text.documents import text_files
 
 TASKS = "tasks.json"
 LOGS = "logs"
+STAGES = ("read", "compare", "tokenise", "publish")
+MAX_TASKS = 100_000
 MAX_ARRAY = 1000  # elements of one SLURM job array: its own default limit is 1001
 
 SourceFile = tuple[str, str | None, int | None]  # source, path, bytes
-Share = list[tuple[str, list[str | None]]]  # a task's sources, and which of their files
+Share = list[tuple[str, list[Any]]]  # a task's sources, and which of their files, None or paths
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +77,16 @@ def run_local(run: RunConfig, tasks: int | None = None) -> PrepareReport:
     job = _claim(run, tasks, run.prepare.workers or os.cpu_count() or 1)
     if is_prepared(job):
         return read_report(job)
-    for stage, step, count in stages(job):
-        executor = LocalPipelineExecutor([step], count, logging_dir=_logs(job, stage))
-        ranks = executor.get_incomplete_ranks()
-        if not ranks:
-            log.info(f"{stage:<8} | complete")
-            continue
-        with unwritable_is_said(job):
-            in_parallel(stage, partial(_run_task, executor), ranks, job.config.workers)
+    with alone(job), unwritable_is_said(job):
+        for stage, step, count in stages(job):
+            executor = LocalPipelineExecutor([step], count, logging_dir=_logs(job, stage))
+            ranks = executor.get_incomplete_ranks()
+            if not ranks:
+                log.info(f"{stage:<8} | complete")
+                continue
+            so_far = partial(text_read, job) if stage == "read" else str
+            work = partial(_run_task, executor)
+            in_parallel(stage, work, ranks, job.config.workers, so_far)
     report = read_report(job)
     for line in summary(report):
         log.info(line)
@@ -220,32 +232,29 @@ class Step(PipelineStep):  # type: ignore[misc]
 def stages(job: Job) -> list[tuple[str, Step, int]]:
     """Each stage with its step and number of tasks, to be run one after another."""
     tasks = len(shares(job))
-    return [
-        ("read", Step(job, read), tasks),
-        ("compare", Step(job, compare), 1),
-        ("tokenise", Step(job, tokenise), tasks),
-        ("publish", Step(job, publish_all), 1),
-    ]
+    steps = (Step(job, read), Step(job, compare), Step(job, tokenise), Step(job, publish_all))
+    return list(zip(STAGES, steps, (tasks, 1, tasks, 1), strict=True))
 
 
 def read(job: Job, rank: int) -> None:
     """Read and filter a task's files into units, and write the units' keys."""
     path = _units_path(job, rank)
-    if not path.exists():
+    if not is_sealed(path):
         units = []
         for source, paths in shares(job)[rank]:
             how = job.data.sources[source]
             units += ingest(job.text, source, how, job.config, Part(rank, paths))
-        write_json(in_folder(path), [asdict(unit) for unit in units])
+        write_record(path, units)
     if job.config.duplicates != "keep":
         for unit in units_of(job, rank):
             key_unit(job, unit)
 
 
 def compare(job: Job, rank: int) -> None:
-    """Find the duplicates among all units, and index the evaluation sets."""
-    mark_duplicates(job, all_units(job))
-    benchmark_index(job)
+    """Find the duplicates among all units."""
+    units = all_units(job)
+    require_documents(job, units)
+    mark_duplicates(job, units)
 
 
 def tokenise(job: Job, rank: int) -> None:
@@ -268,7 +277,7 @@ def _units_path(job: Job, rank: int) -> Path:
 
 def units_of(job: Job, rank: int) -> list[Unit]:
     """The units that a task has read."""
-    return [Unit(**fields) for fields in read_json(_units_path(job, rank))]
+    return read_record(_units_path(job, rank), list[Unit])
 
 
 def all_units(job: Job) -> list[Unit]:
@@ -291,9 +300,11 @@ def all_units(job: Job) -> list[Unit]:
 
 
 def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
-    """Take the folder as `run.claim` does, and deal the files to the tasks once."""
-    if tasks is not None and tasks < 1:
-        raise ConfigError(f"tasks = {tasks}: must be at least 1")
+    """Take the folder as `run.claim` does, deal the files to the tasks once, and index
+    the evaluation sets.
+    """
+    if tasks is not None and not 1 <= tasks <= MAX_TASKS:
+        raise ConfigError(f"tasks = {tasks}: must be from 1 to {MAX_TASKS:,}")
     job = claim(run)
     if (job.folder / MANIFEST).exists():
         return job
@@ -304,15 +315,17 @@ def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
                 f"data.prepared = {run.data.prepared!r}: was begun on one machine; go on with"
                 " --executor own, or name another folder"
             )
-        shutil.rmtree(job.folder / LOGS, ignore_errors=True)  # its marks are of files long removed
+        for stage in STAGES:  # their marks are of files long removed
+            shutil.rmtree(job.folder / LOGS / stage, ignore_errors=True)
         files = source_files(job)
-        write_json(in_folder(path), deal(files, tasks or default or min(len(files), MAX_ARRAY)))
+        write_record(path, deal(files, tasks or default or min(len(files), MAX_ARRAY)))
     begun = len(shares(job))
     if tasks is not None and tasks != begun:
         raise ConfigError(
             f"tasks = {tasks}: {run.data.prepared} was begun with {begun}; use that, or name"
             " another folder"
         )
+    benchmark_index(job)
     return job
 
 
@@ -323,11 +336,11 @@ def source_files(job: Job) -> list[SourceFile]:
     """
     files: list[SourceFile] = []
     for name, source in job.data.sources.items():
-        path = Path(source.path or "").expanduser()
-        if source.path is None or not path.exists():
+        if source.path is None or not Path(source.path).exists():
             files.append((name, source.path, None))
         else:
-            files += ((name, str(file), file.stat().st_size) for file in text_files(path))
+            for file in text_files(Path(source.path)):
+                files.append((name, str(file), file.stat().st_size))
     return files
 
 
@@ -353,7 +366,7 @@ def deal(files: Sequence[SourceFile], tasks: int) -> list[Share]:
 
 def shares(job: Job) -> list[Share]:
     """What `deal` gave to every task."""
-    return read_json(job.work / TASKS)
+    return read_record(job.work / TASKS, list[Share])
 
 
 def _logs(job: Job, stage: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt64
@@ -266,22 +266,6 @@ class Contamination:
         shown = self.examples.setdefault(name, [])
         if len(shown) < EXAMPLES:
             shown.append((document, words))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return vars(self) | {"ngrams": sorted(self.ngrams)}
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        result = cls(**fields)
-        result.hit_documents = Counter(fields["hit_documents"])
-        result.ngrams = set(fields["ngrams"])
-        result.examples = {
-            name: [(document, words) for document, words in shown]
-            for name, shown in fields["examples"].items()
-        }
-        return result
 
 
 def clean(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
@@ -45,12 +45,6 @@ class DuplicatesReport:
     examples: list[list[dict[str, str]]]  # of the largest clusters; filled by `prepare`
     removed_by_source: dict[str, float]  # share of the source's documents
     repeated_ids: int  # documents whose id another one before them has; counted, not removed
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """From its JSON, where the keys of a mapping are strings."""
-        sizes = {int(size): count for size, count in fields["cluster_sizes"].items()}
-        return cls(**fields | {"cluster_sizes": sizes})
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The last stage: what the units left becomes a folder with a report and a manifest."""
 
-import shutil
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +9,23 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from slm2_minimal.config import DataError
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.reading import reading_settings
 from slm2_minimal.data.shards import COUNTS, FORMAT, MANIFEST, Shard, write_shard
-from slm2_minimal.files import read_json, sha256, write_arrays, write_json
+from slm2_minimal.files import sha256, write_arrays, write_json
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination
 from slm2_minimal.prepare.duplicates import DuplicatesReport
+from slm2_minimal.prepare.handover import read_checked, sealed
 from slm2_minimal.prepare.units import FILTERED, Unit
-from slm2_minimal.prepare.work import STARTS, Job, UnitResult, benchmark_index, cached_tokenizer
+from slm2_minimal.prepare.work import (
+    STARTS,
+    Job,
+    UnitResult,
+    benchmark_index,
+    cached_tokenizer,
+    remove_work,
+)
 
 REPORT = "report.json"
 UnitResults = list[tuple[Unit, UnitResult]]
@@ -99,12 +107,6 @@ class ContaminationReport:
             total.characters, total.removed_characters, benchmarks,
         )  # fmt: skip
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """From the JSON of the report."""
-        benchmarks = {name: BenchmarkReport(**row) for name, row in fields["benchmarks"].items()}
-        return cls(**fields | {"benchmarks": benchmarks})
-
 
 @dataclass(frozen=True)
 class PrepareReport:
@@ -118,26 +120,31 @@ class PrepareReport:
     duplicates: DuplicatesReport | None
     contamination: ContaminationReport | None
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """From the JSON of the report."""
-        duplicates, contamination = fields["duplicates"], fields["contamination"]
-        return cls(
-            {name: SourceReport(**row) for name, row in fields["sources"].items()},
-            duplicates and DuplicatesReport.from_dict(duplicates),
-            contamination and ContaminationReport.from_dict(contamination),
-        )
-
 
 def publish(
     job: Job, units: list[Unit], results: list[UnitResult], duplicates: DuplicatesReport | None
 ) -> PrepareReport:
-    """Merge what the units left, write report and manifest, remove the work."""
+    """Merge what the units left, write report and manifest, remove the work.
+
+    Raises DataError, and writes nothing, where no text is left to train on.
+    """
     pairs = list(zip(units, results, strict=True))
     by_source = {
         name: [(unit, result) for unit, result in pairs if unit.source == name]
         for name in job.data.sources
     }
+    index = benchmark_index(job)
+    report = PrepareReport(
+        {name: SourceReport.of(pairs) for name, pairs in by_source.items()},
+        duplicates,
+        ContaminationReport.of(_contamination_of(pairs), index) if index else None,
+    )
+    if not any(row.tokens for row in report.sources.values()):
+        counts = "; ".join(f"{name}: {row}" for name, row in report.sources.items())
+        raise DataError(
+            f"data.sources: no text is left to train on ({counts}); leave less out, remove"
+            f" {str(job.folder)!r} and prepare again"
+        )
     _write_counts(job, units)
     tokenizer = cached_tokenizer(job.data.tokenizer)
     manifest = {
@@ -156,21 +163,15 @@ def publish(
         },
         "token_counts": sha256(job.folder / COUNTS),
     }
-    index = benchmark_index(job)
-    report = PrepareReport(
-        {name: SourceReport.of(pairs) for name, pairs in by_source.items()},
-        duplicates,
-        ContaminationReport.of(_contamination_of(pairs), index) if index else None,
-    )
     write_json(job.folder / REPORT, asdict(report))
     write_json(job.folder / MANIFEST, manifest)
-    shutil.rmtree(job.work)
+    remove_work(job)
     return report
 
 
 def read_report(job: Job) -> PrepareReport:
     """The report of a folder that is prepared already."""
-    return PrepareReport.from_dict(read_json(job.folder / REPORT))
+    return read_checked(job.folder / REPORT, PrepareReport, "copy it again, or prepare again")
 
 
 def _contamination_of(results: UnitResults) -> Contamination:
@@ -184,7 +185,7 @@ def _write_counts(job: Job, units: list[Unit]) -> None:
     """How often each id occurs in each language, over all units."""
     total: dict[str, np.ndarray] = {}
     for unit in units:
-        for language, counts in load_file(job.path("counts", unit)).items():
+        for language, counts in load_file(sealed(job.path("counts", unit))).items():
             total[language] = total.get(language, 0) + counts
     write_arrays(job.folder / COUNTS, dict(sorted(total.items())))
 
@@ -196,7 +197,7 @@ def _write_held_out(job: Job, units: list[Unit]) -> dict[str, Shard]:
     """
     paths: dict[str, list[Path]] = defaultdict(list)  # the files that have some of a language
     for unit in units:
-        path = job.path("held_out", unit)
+        path = sealed(job.path("held_out", unit))
         with safe_open(path, "numpy") as file:
             for name in file.keys():  # noqa: SIM118  it is no mapping
                 if name.endswith(STARTS):
@@ -229,6 +230,8 @@ def summary(report: PrepareReport) -> list[str]:
         reasons = [f"{count:,} {reason}" for reason, count in sorted(row.skipped.items())]
         if reasons:
             lines.append(f"left out of {name}: " + ", ".join(reasons))
+        if not row.tokens:
+            lines.append(f"nothing is left of {name}; leave it out of data.sources to train")
     if report.duplicates and report.duplicates.repeated_ids:
         lines.append(
             f"{report.duplicates.repeated_ids:,} documents have an id that an earlier one has;"

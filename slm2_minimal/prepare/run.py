@@ -8,14 +8,12 @@ was, and ends with the bytes of one that was not.
 """
 
 import fcntl
-import json
 import logging
 import re
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -23,8 +21,9 @@ from typing import Any
 
 from slm2_minimal.config import ConfigError, DataError, RunConfig
 from slm2_minimal.data.reading import reading_settings
-from slm2_minimal.data.shards import MANIFEST
-from slm2_minimal.files import read_json, write_array, write_json
+from slm2_minimal.data.shards import MANIFEST, read_manifest
+from slm2_minimal.files import write_array, write_json
+from slm2_minimal.prepare import handover
 from slm2_minimal.prepare.duplicates import DuplicatesReport, Location, find_duplicates
 from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
 from slm2_minimal.prepare.units import Unit, read_unit
@@ -32,18 +31,33 @@ from slm2_minimal.prepare.work import (
     Job,
     benchmark_index,
     cached_tokenizer,
-    in_folder,
     ingest_source,
     key_unit,
+    remove_work,
     tokenise_unit,
 )
 from slm2_minimal.prepare.workers import in_parallel
-from slm2_minimal.text.documents import text_files
+from slm2_minimal.text.documents import HUB_ID, SUFFIXES, text_files
 
 SETTINGS = "settings.json"
+# What `files.whole_file` leaves of a file of ours where its process is killed.
+LEFTOVER = (
+    r"((settings|report|manifest)\.json|token_counts\.safetensors"
+    r"|(.+-\d{6}|held_out\.\d{3,})\.(tokens|starts)\.npy)\.\d+\.part"
+)
 SECONDS_TO_WAIT = 3
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the content of a prepared folder."""
+
+    read: dict[str, Any]
+    inputs: dict[str, list[list[Any]] | None]  # of every local file its name and size
+    prepare: dict[str, Any]
+    tokenizer: str
 
 
 def prepare(run: RunConfig) -> PrepareReport:
@@ -54,13 +68,13 @@ def prepare(run: RunConfig) -> PrepareReport:
 
     Raises:
         ConfigError, DataError: what cannot be right or cannot be read. RuntimeError: a
-        process was killed. In every case what was written stays, and the same call goes
+        process was killed. In every case what is complete stays, and the same call goes
         on from there.
     """
     job = claim(run)
     if is_prepared(job):
         return read_report(job)
-    with _alone(job.folder), unwritable_is_said(job):
+    with alone(job), unwritable_is_said(job):
         report = _prepare(job)
     for line in summary(report):
         log.info(line)
@@ -68,21 +82,25 @@ def prepare(run: RunConfig) -> PrepareReport:
 
 
 def is_prepared(job: Job) -> bool:
-    """Whether there is nothing left to do; the log says so."""
+    """Whether there is nothing left to do; the log says so.
+
+    Raises DataError for a manifest that cannot be read.
+    """
     if not (job.folder / MANIFEST).exists():
         return False
-    shutil.rmtree(job.work, ignore_errors=True)  # left by a stop just after the manifest
+    read_manifest(job.folder)
+    remove_work(job)  # left by a stop just after the manifest
     log.info(f"{job.folder} is prepared already; remove it to prepare it again")
     return True
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(job: Job) -> Iterator[None]:
     """Lock the folder against other calls, and sweep up behind a killed one.
 
     Its processes may need a moment to end.
     """
-    with (folder / SETTINGS).open() as file:
+    with (job.folder / SETTINGS).open("r+") as file:
         for attempt in range(SECONDS_TO_WAIT + 1):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,13 +108,18 @@ def _alone(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if attempt == SECONDS_TO_WAIT:
                     raise DataError(
-                        f"data.prepared = {str(folder)!r}: another slm2 prepare is at work there;"
-                        " let it end, or name another folder"
+                        f"data.prepared = {str(job.folder)!r}: another slm2 prepare is at work"
+                        " there; let it end, or name another folder"
                     ) from None
                 time.sleep(1)
-        for path in folder.glob("*.part"):
+        for path in filter(_is_leftover, job.folder.iterdir()):
             path.unlink()
         yield
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a killed call was writing this file."""
+    return re.fullmatch(LEFTOVER, path.name) is not None
 
 
 @contextmanager
@@ -115,11 +138,6 @@ def unwritable_is_said(job: Job) -> Iterator[None]:
 
 def _prepare(job: Job) -> PrepareReport:
     workers = job.config.workers
-    read = in_parallel("read", partial(ingest_source, job), list(job.data.sources), workers)
-    units = list(chain.from_iterable(read))
-    if job.config.duplicates != "keep":
-        in_parallel("keys", partial(key_unit, job), units, workers)
-    duplicates = mark_duplicates(job, units)
     index = benchmark_index(job)
     if index:
         short = sum(benchmark.too_short for benchmark in index.benchmarks)
@@ -127,8 +145,35 @@ def _prepare(job: Job) -> PrepareReport:
             f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short to"
             " look for"
         )
+    read = partial(ingest_source, job)
+    by_source = in_parallel("read", read, list(job.data.sources), workers, partial(text_read, job))
+    units = list(chain.from_iterable(by_source))
+    require_documents(job, units)
+    if job.config.duplicates != "keep":
+        in_parallel("keys", partial(key_unit, job), units, workers)
+    duplicates = mark_duplicates(job, units)
     results = in_parallel("tokenise", partial(tokenise_unit, job), units, workers)
     return publish(job, units, results, duplicates)
+
+
+def text_read(job: Job) -> str:
+    """How much text stands in units by now, as the end of a line of progress."""
+    size = sum(path.stat().st_size for path in job.text.glob("*.txt"))
+    return f" | {size / 1e6:,.1f} MB of text"
+
+
+def require_documents(job: Job, units: list[Unit]) -> None:
+    """Raise DataError for a source of which reading and filtering left nothing."""
+    for source in job.data.sources:
+        of_source = [unit for unit in units if unit.source == source]
+        if not any(unit.documents for unit in of_source):
+            skipped = of_source[-1].skipped if of_source else {}
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
+            raise DataError(
+                f"data.sources.{source}: has no document to train on"
+                f" ({reasons or 'it is empty'}); check its path, text_field and filters, remove"
+                f" {str(job.folder)!r} and prepare again"
+            )
 
 
 def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
@@ -140,18 +185,19 @@ def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
         return None
     path = job.work / "duplicates.json"
     marks = [job.path("removed", unit) for unit in units]
-    if not (path.exists() and all(mark.exists() for mark in marks)):
+    if not all(map(handover.is_sealed, [path, *marks])):
         started = time.perf_counter()
-        keys = [job.path("keys", unit) for unit in units]
+        keys = [handover.sealed(job.path("keys", unit)) for unit in units]
         sources = [unit.source for unit in units]
         found = find_duplicates(keys, job.lsh, job.config.keep, sources=sources)
         for mark, removed in zip(marks, found.removed, strict=True):
-            write_array(in_folder(mark), removed)
+            write_array(handover.in_folder(mark), removed)
+            handover.seal(mark)
         examples = [_named(job, units, cluster) for cluster in found.largest]
-        write_json(path, asdict(replace(found.report, examples=examples)))
+        handover.write_record(path, replace(found.report, examples=examples))
         seconds = time.perf_counter() - started
         log.info(f"duplicates | {found.report.documents:,} documents compared in {seconds:.1f} s")
-    return DuplicatesReport.from_dict(read_json(path))
+    return handover.read_record(path, DuplicatesReport)
 
 
 def _named(job: Job, units: list[Unit], cluster: list[Location]) -> list[dict[str, str]]:
@@ -192,59 +238,71 @@ def claim(run: RunConfig) -> Job:
     job = Job(data, run.prepare)
     settings = _settings(job)
     path = job.folder / SETTINGS
-    job.folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        if any(file.suffix != ".part" for file in job.folder.iterdir()):
-            raise DataError(
-                f"data.prepared = {data.prepared!r}: holds files that slm2 prepare did not write;"
-                " name an empty or new folder"
-            )
-        write_json(path, settings)
-    _compare(job, read_json(path), settings)
+    with unwritable_is_said(job):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if not all(map(_is_leftover, job.folder.iterdir())):
+                raise DataError(
+                    f"data.prepared = {data.prepared!r}: holds files that slm2 prepare did not"
+                    " write; name an empty or new folder"
+                )
+            write_json(path, asdict(settings))
+        _compare(job, settings)
     return job
 
 
-def _settings(job: Job) -> dict[str, Any]:
-    """What decides the content of the folder, as JSON has it."""
+def _settings(job: Job) -> Settings:
     inputs = {name: _inputs(job, source.path) for name, source in job.data.sources.items()}
-    for name, path in job.config.benchmarks.items():
-        inputs[f"benchmark {name}"] = _inputs(job, path)
-    settings = {
-        "read": reading_settings(job.data),
-        "inputs": inputs,
-        "prepare": {key: value for key, value in asdict(job.config).items() if key != "workers"},
-        "tokenizer": cached_tokenizer(job.data.tokenizer).fingerprint,
-    }
-    return json.loads(json.dumps(settings))
+    for name, benchmark in job.benchmarks.items():
+        inputs[f"benchmark {name}"] = _inputs(job, benchmark.path)
+    config = asdict(job.config)
+    del config["workers"]
+    tokenizer = cached_tokenizer(job.data.tokenizer).fingerprint
+    if job.config.duplicates == "keep":
+        _warn_of_overlaps(job, inputs)
+    return Settings(reading_settings(job.data), inputs, config, tokenizer)
 
 
-def _compare(job: Job, before: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Refuse other settings than the folder was begun with.
-
-    A file may come late: where none stood when the folder was begun, nothing of it can
-    have been read.
+def _warn_of_overlaps(job: Job, inputs: Mapping[str, list[list[Any]] | None]) -> None:
+    """Where no duplicates go, one text may be held out of one source and trained on in
+    another: an id that is made of the place below a source's path differs with it.
     """
-    late = {
-        name: files
-        for name, files in settings["inputs"].items()
-        if files and before["inputs"].get(name, files) is None
-    }
-    if late:
-        before["inputs"] |= late
-        write_json(job.folder / SETTINGS, before)
-    for key, value in settings.items():
-        if value != before[key]:
+    readers: dict[Path, str] = {}
+    for name in job.data.sources:
+        for file, _ in inputs[name] or []:
+            other = readers.setdefault(Path(file).resolve(), name)
+            if job.data.sources[other].path != job.data.sources[name].path:
+                log.warning(
+                    f"data.sources.{name}: reads {file}, as {other} does; with duplicates ="
+                    " 'keep', texts without an id may be held out and trained on"
+                )
+                break
+
+
+def _compare(job: Job, settings: Settings) -> None:
+    """Refuse other settings than the folder was begun with."""
+    remedy = f"remove {str(job.folder)!r} and prepare again"
+    before = handover.read_checked(job.folder / SETTINGS, Settings, remedy)
+    for key, value in asdict(settings).items():
+        other = getattr(before, key)
+        if value != other:
             raise DataError(
                 f"data.prepared = {job.data.prepared!r}: was begun with other {key!r}"
-                f" ({_difference(before[key], value)}); use those, or name another folder"
+                f" ({_difference(other, value)}); use those, or name another folder"
             )
 
 
 def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
     """Name and size of every local file, so that a change is noticed."""
-    path = Path(source or "").expanduser()
-    if source is None or not path.exists():
+    if source is None:
         return None
+    path = Path(source)
+    if not path.exists():
+        if HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
+            return None
+        raise DataError(
+            f"path = {source!r}: no such file or folder; give one, or a Hub id owner/name"
+        )
     if job.folder.resolve().is_relative_to(path.resolve()):
         raise ConfigError(
             f"data.prepared = {str(job.folder)!r}: lies inside {source}, which would then be read"

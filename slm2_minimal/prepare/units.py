@@ -4,23 +4,23 @@ files it came in.
 A unit is what one process works on at a time, and becomes one shard. It is two files:
 `NAME.txt`, the documents' UTF-8 end to end, and `NAME.json`, what is known of each, and
 how far the source had been read when the unit was full. The second is written last:
-where it stands, the unit is complete.
+where it stands, the unit is complete. Beside them, `SOURCE.inputs` says which files
+were read: units of files that have changed meanwhile are not gone on from.
 """
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slm2_minimal.config import DataError, PrepareConfig, SourceConfig
 from slm2_minimal.data.reading import read_source
-from slm2_minimal.files import read_json, whole_file
-from slm2_minimal.text.documents import Document
+from slm2_minimal.files import whole_file
+from slm2_minimal.prepare import handover
+from slm2_minimal.text.documents import Document, text_files
 
 MEGABYTE = 1_000_000
-FIELDS = ("id", "language", "domain", "title")  # of a Document, in its order; its text comes last
 # Reasons of the filter; the reader's are those of records that it could not use.
 FILTERED = ("empty", "too short", "too long")
 
@@ -36,6 +36,14 @@ class Unit:
     read: int  # documents read from the source so far, the ones left out included
     skipped: dict[str, int]  # left out so far, by reason
     last: bool  # whether the source, or the part, ends here
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What `NAME.json` holds."""
+
+    unit: Unit
+    documents: list[tuple[int, str, str, str, str]]  # bytes of text, id, language, domain, title
 
 
 @dataclass(frozen=True)
@@ -57,20 +65,47 @@ def ingest(
     Units that are there already are not written again. Held is the text of one unit.
 
     Raises:
-        DataError: the source cannot be read; the units before the place stay.
+        DataError: the source cannot be read, or has changed since a part of it was. Of
+        local files that cannot be read, no unit stays: their text may be damaged too.
     """
     stem = f"{source}-{part.number:06d}" if part else source
     units = complete_units(folder, stem)
+    paths = part.paths if part else [how.path]
+    local = hold_inputs(folder / f"{stem}.inputs", paths, begun=bool(units))
     if units and units[-1].last:
         return units
-    folder.mkdir(parents=True, exist_ok=True)
     complete = {unit.name for unit in units}
-    for unit, documents in _cut(stem, source, how, config, part):
-        if unit.name not in complete:
-            _write(folder, unit, documents)
-            units.append(unit)
-        del documents  # before the next ones are read
+    try:
+        for unit, documents in _cut(stem, source, how, config, part):
+            if unit.name not in complete:
+                _write(folder, unit, documents)
+                units.append(unit)
+            del documents  # before the next ones are read
+    except DataError:
+        for unit in units if local else []:
+            handover.remove(folder / f"{unit.name}.json")
+        raise
     return units
+
+
+def hold_inputs(record: Path, paths: Sequence[str | None], *, begun: bool) -> bool:
+    """Note which local files are read, if any; once `begun`, they must stay the same.
+
+    A file is known by its size and the time of its last change.
+
+    Raises DataError for files that have changed.
+    """
+    files: list[tuple[str, int, int]] = []
+    for path in paths:
+        for file in text_files(Path(path)) if path and Path(path).exists() else []:
+            about = file.stat()
+            files.append((ascii(str(file)), about.st_size, about.st_ctime_ns))
+    if not begun:
+        handover.write_record(record, files)
+    elif files != handover.read_record(record, list[tuple[str, int, int]]):
+        changed = ", ".join(str(path) for path in paths)
+        raise DataError(f"path = {changed!r}: changed since {record} was written; {handover.AGAIN}")
+    return bool(files)
 
 
 def _cut(
@@ -117,14 +152,15 @@ def _reason_to_skip(text: str, config: PrepareConfig) -> str | None:
 
 def _write(folder: Path, unit: Unit, documents: list[Document]) -> None:
     texts = [document.text.encode() for document in documents]
-    columns: dict[str, list[int] | list[str]] = {"bytes": [len(text) for text in texts]}
-    for field in FIELDS:
-        columns[field] = [getattr(document, field) for document in documents]
-    about = json.dumps({"unit": asdict(unit), "documents": columns}, ensure_ascii=False)
-    with whole_file(folder / f"{unit.name}.txt") as file:
+    path = handover.in_folder(folder / f"{unit.name}.txt")
+    with whole_file(path) as file:
         file.writelines(texts)
-    with whole_file(folder / f"{unit.name}.json") as file:
-        file.write(about.encode("utf-8", "backslashreplace"))
+    handover.seal(path)
+    rows = [
+        (len(text), document.id, document.language, document.domain, document.title)
+        for text, document in zip(texts, documents, strict=True)
+    ]
+    handover.write_record(path.with_suffix(".json"), _Contents(unit, rows))
 
 
 def _name(stem: str, number: int) -> str:
@@ -134,24 +170,18 @@ def _name(stem: str, number: int) -> str:
 def complete_units(folder: Path, stem: str) -> list[Unit]:
     """The units that are whole, in order, up to the first that is not."""
     units: list[Unit] = []
-    while (path := folder / f"{_name(stem, len(units))}.json").exists():
-        units.append(Unit(**read_json(path)["unit"]))
+    while handover.is_sealed(path := folder / f"{_name(stem, len(units))}.json"):
+        units.append(handover.read_record(path, _Contents).unit)
     return units
 
 
 def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
     """The documents of a unit, their texts in NFC, read one by one.
 
-    Raises DataError for a unit that is cut short, or of an older version.
+    Raises DataError for a unit that is not as it was written.
     """
-    remedy = f"remove the folder {str(folder)!r} and prepare again"
-    columns = read_json(folder / f"{unit.name}.json")["documents"]
-    if not isinstance(columns, dict):  # they were a list of records once
-        raise DataError(f"{folder / unit.name}.json: of an older version; {remedy}")
-    fields = zip(*(columns[field] for field in FIELDS), strict=True)
-    with (folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:
-        for size, (name, language, domain, title) in zip(columns["bytes"], fields, strict=True):
-            text = file.read(size)
-            if len(text) != size:
-                raise DataError(f"{folder / unit.name}.txt: cut short; {remedy}")
-            yield Document(name, language, domain, title, text.decode("utf-8"))
+    about = handover.read_record(folder / f"{unit.name}.json", _Contents)
+    with handover.sealed(folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:
+        for size, name, language, domain, title in about.documents:
+            text = file.read(size).decode("utf-8")
+            yield Document(name, language, domain, title, text)

@@ -6,30 +6,35 @@ nothing where they are there already. They know of no other unit, so any number 
 processes can share the work, on one machine (`run`) or on many (`cluster`).
 """
 
+import contextlib
 import functools
 import itertools
+import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from slm2_minimal.config import DataConfig, PrepareConfig
+from slm2_minimal.config import BenchmarkConfig, DataConfig, PrepareConfig
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import Shard, write_shard
-from slm2_minimal.files import read_json, write_arrays, write_json
+from slm2_minimal.files import write_arrays
+from slm2_minimal.prepare import handover
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, clean
 from slm2_minimal.prepare.duplicates import write_keys
 from slm2_minimal.prepare.minhash import LSH, batches
-from slm2_minimal.prepare.units import Unit, ingest, read_unit
+from slm2_minimal.prepare.units import Unit, hold_inputs, ingest, read_unit
 from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 
+STAGES = ("text", "units", "keys", "removed", "counts", "held_out", "tokenised")
+RECORDS = r"(benchmarks\.(index|inputs)|duplicates\.json|tasks\.json)(\.sha256)?(\.\d+\.part)?"
 STARTS = "/starts"  # ends the names of the arrays that say where held-out documents start
 COUNTED_AT_ONCE = 1 << 19  # ids
 
@@ -45,7 +50,7 @@ class Job:
     def folder(self) -> Path:
         """Where the shards go."""
         assert self.data.prepared is not None
-        return Path(self.data.prepared).expanduser()
+        return Path(self.data.prepared)
 
     @property
     def work(self) -> Path:
@@ -56,6 +61,14 @@ class Job:
     def text(self) -> Path:
         """Where the units are."""
         return self.work / "text"
+
+    @property
+    def benchmarks(self) -> dict[str, BenchmarkConfig]:
+        """The evaluation sets, a path alone as a table too."""
+        return {
+            name: BenchmarkConfig(path=given) if isinstance(given, str) else given
+            for name, given in self.config.benchmarks.items()
+        }
 
     def path(self, stage: str, unit: Unit) -> Path:
         """What a stage leaves of a unit, in whatever format."""
@@ -81,23 +94,16 @@ class UnitResult:
     shard: Shard
     contamination: Contamination
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        nested = {"shard": asdict(self.shard), "contamination": self.contamination.to_dict()}
-        return vars(self) | nested
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        shard = Shard(**fields["shard"])
-        contamination = Contamination.from_dict(fields["contamination"])
-        return cls(**fields | {"shard": shard, "contamination": contamination})
-
-
-def in_folder(path: Path) -> Path:
-    """A path to write to, after its folder was made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def remove_work(job: Job) -> None:
+    """Remove what the stages left to one another, by the names that they give."""
+    for path in job.work.glob("*"):
+        if path.name in STAGES:
+            shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(RECORDS, path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something of the user's own is in it
+        job.work.rmdir()
 
 
 def ingest_source(job: Job, name: str) -> list[Unit]:
@@ -112,12 +118,13 @@ def key_unit(job: Job, unit: Unit) -> None:
     in one language.
     """
     path = job.path("keys", unit)
-    if not path.exists():
+    if not handover.is_sealed(path):
         documents = (
             (f"{unit.source} {document.language} {document.id}", document.text)
             for document in read_unit(job.text, unit)
         )
-        write_keys(in_folder(path), documents, job.lsh)
+        write_keys(handover.in_folder(path), documents, job.lsh)
+        handover.seal(path)
 
 
 def benchmark_index(job: Job) -> BenchmarkIndex | None:
@@ -125,13 +132,17 @@ def benchmark_index(job: Job) -> BenchmarkIndex | None:
     if not job.config.benchmarks:
         return None
     path = job.work / "benchmarks.index"
+    inputs = [benchmark.path for benchmark in job.benchmarks.values()]
+    hold_inputs(path.with_suffix(".inputs"), inputs, begun=path.exists())
     if not path.exists():
-        texts = {
-            name: (document.text for document in stream_corpus(source))
-            for name, source in job.config.benchmarks.items()
-        }
-        BenchmarkIndex.build(texts, job.config.ngram_words).save(in_folder(path))
+        texts = {name: _texts(benchmark) for name, benchmark in job.benchmarks.items()}
+        BenchmarkIndex.build(texts, job.config.ngram_words).save(path)
     return BenchmarkIndex.load(path)
+
+
+def _texts(benchmark: BenchmarkConfig) -> Iterator[str]:
+    for document in stream_corpus(benchmark.path, text_field=benchmark.text_field):
+        yield document.text
 
 
 @functools.lru_cache(maxsize=1)
@@ -148,8 +159,8 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
     text (measured: Arcade100k on the embedded corpus).
     """
     path = job.path("tokenised", unit)
-    if path.exists():
-        return UnitResult.from_dict(read_json(path))
+    if handover.is_sealed(path):
+        return handover.read_record(path, UnitResult)
     index = benchmark_index(job)
     contamination = Contamination()
     counts = Counter(unique=0, documents=0, held_out=0)
@@ -165,7 +176,7 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
     del batched
     shard = _write_texts(job, unit, texts, languages, held_out)
     result = UnitResult(**counts, shard=shard, contamination=contamination)
-    write_json(in_folder(path), result.to_dict())
+    handover.write_record(path, result)
     return result
 
 
@@ -173,7 +184,7 @@ def _unique(job: Job, unit: Unit) -> Iterator[Document]:
     """The documents that are no duplicates."""
     removed = np.zeros(unit.documents, dtype=bool)
     if job.config.duplicates != "keep":
-        removed = np.load(job.path("removed", unit), allow_pickle=False)
+        removed = np.load(handover.sealed(job.path("removed", unit)), allow_pickle=False)
     for document, is_removed in zip(read_unit(job.text, unit), removed, strict=True):
         if not is_removed:
             yield document
@@ -233,14 +244,20 @@ def _write_texts(
         language: _counts(stream.tokens, vocab_size)
         for language, stream in _by_language(trained, languages[full & ~held_out])
     }
-    write_arrays(in_folder(job.path("counts", unit)), counts)
+    _leave(job, "counts", unit, counts)
 
     arrays = {}
     for language, stream in _by_language(texts.only(full & held_out), languages[full & held_out]):
         arrays[language] = stream.tokens
         arrays[language + STARTS] = stream.starts
-    write_arrays(in_folder(job.path("held_out", unit)), arrays)
+    _leave(job, "held_out", unit, arrays)
     return shard
+
+
+def _leave(job: Job, stage: str, unit: Unit, arrays: dict[str, np.ndarray]) -> None:
+    path = handover.in_folder(job.path(stage, unit))
+    write_arrays(path, arrays)
+    handover.seal(path)
 
 
 def _by_language(

@@ -1,13 +1,15 @@
 """Processes that share the items of one stage, with lines of progress in the log."""
 
+import contextlib
 import gc
 import logging
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -15,33 +17,49 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SECONDS_BETWEEN_LINES = 2.0
+SECONDS_OF_SILENCE = 5.0  # where no item is completed
 
 log = logging.getLogger(__name__)
 
 
 def in_parallel(
-    stage: str, work: Callable[[Item], Result], items: Sequence[Item], workers: int
+    stage: str,
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    so_far: Callable[[], str] = str,
 ) -> list[Result]:
     """`work(item)` for all items, in so many processes (0: one per core).
+
+    While a long item is under way, `so_far()` ends the lines of progress.
 
     Raises what the first failing call raised, or RuntimeError where a process was
     killed. Calls that are under way are ended: what they leave is whole or absent.
     """
     workers = min(workers or os.cpu_count() or 1, len(items))
     sizes = [getattr(item, "size", 0) for item in items]
+    completed = queue.SimpleQueue[Future[Result]]()
+    number = 0
     size_done = 0
     started = time.perf_counter()
     shown = started
     with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         futures = {pool.submit(work, item): size for item, size in zip(items, sizes, strict=True)}
         try:
-            for number, future in enumerate(as_completed(futures), 1):
-                future.result()
-                size_done += futures[future]
+            for future in futures:
+                future.add_done_callback(completed.put)
+            while number < len(items):
+                with contextlib.suppress(queue.Empty):
+                    future = completed.get(timeout=SECONDS_OF_SILENCE)
+                    future.result()
+                    number += 1
+                    size_done += futures[future]
                 now = time.perf_counter()
-                if now - shown > SECONDS_BETWEEN_LINES or number == len(items):
+                last = number == len(items)
+                if now - shown > SECONDS_BETWEEN_LINES or last:
                     line = f"{stage:<8} | {number} of {len(items)}"
-                    log.info(line + _speed(size_done, sum(sizes), now - started))
+                    line += _speed(size_done, sum(sizes), now - started)
+                    log.info(line if last else line + so_far())
                     shown = now
         except BaseException as error:
             for process in list(pool._processes.values()):  # Python 3.14: terminate_workers()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from slm2_minimal.config import RunConfig
+from slm2_minimal.prepare import handover
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import Document
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
@@ -38,6 +39,14 @@ def listening(call: Callable[[str], object]) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def through_json(content: Any) -> Any:
+    """A record as the next stage reads it."""
+    adapter = handover.adapter(type(content))
+    return adapter.validate_python(
+        json.loads(json.dumps(adapter.dump_python(content, mode="json")))
+    )
 
 
 def lines(documents: list[dict[str, Any]]) -> bytes:

@@ -14,6 +14,7 @@ import pytest
 from slm2_minimal.cli import main
 from slm2_minimal.config import ConfigError, DataError, RunConfig
 from slm2_minimal.prepare import cluster as module
+from slm2_minimal.prepare import run as own_module
 from slm2_minimal.prepare.cluster import run_local, run_slurm
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.prepare.units import Unit
@@ -112,20 +113,23 @@ def test_little_is_said_and_complete_tasks_are_marked(
 # Stopped and started again
 
 
+def stopped(*arguments: Any) -> None:
+    raise DataError("stopped here")
+
+
 def test_a_stage_that_failed_is_run_again_and_the_ones_before_are_not(
-    cluster: Make, tiny: SentencePieceTokenizer, said: list[str]
+    cluster: Make, tiny: SentencePieceTokenizer, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiz = Path("quiz.jsonl").read_bytes()
     prepare(cluster("own"))
-    Path("quiz.jsonl").unlink()
-    with pytest.raises(DataError, match=r"^path = 'quiz\.jsonl': no such file or folder"):
-        run_local(cluster("out"), 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "mark_duplicates", stopped)
+        with pytest.raises(DataError, match="stopped here"):
+            run_local(cluster("out"), 3)
     assert said[-1].startswith("read     | 3 of 3")
     before = {
         path: path.stat().st_mtime_ns for path in Path("out/work").rglob("*") if path.is_file()
     }
-    assert {"keys", "removed", "text"} <= {path.parent.name for path in before}
-    Path("quiz.jsonl").write_bytes(quiz)
+    assert {"keys", "text", "units"} <= {path.parent.name for path in before}
     (Path("web") / "a.jsonl.gz").rename(
         "elsewhere"
     )  # of the same name and size, and no text at all: nobody looks
@@ -195,13 +199,15 @@ def test_a_second_call_does_nothing(cluster: Make, said: list[str]) -> None:
 
 
 def test_a_folder_belongs_to_one_way_of_sharing_the_work(
-    cluster: Make, tiny: SentencePieceTokenizer
+    cluster: Make, tiny: SentencePieceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiz = Path("quiz.jsonl").read_bytes()
-    Path("quiz.jsonl").unlink()
-    for name, begin in (("out", lambda run: run_local(run, 3)), ("own", lambda run: prepare(run))):
-        with pytest.raises(DataError, match=r"no such file or folder"):
-            begin(cluster(name))
+    with monkeypatch.context() as patch:
+        for where in (module, own_module):
+            patch.setattr(where, "mark_duplicates", stopped)
+        with pytest.raises(DataError, match="stopped here"):
+            run_local(cluster("out"), 3)
+        with pytest.raises(DataError, match="stopped here"):
+            prepare(cluster("own"))
     with pytest.raises(
         ConfigError, match=r"^tasks = 2: out was begun with 3; use that, or name another folder$"
     ):
@@ -213,10 +219,10 @@ def test_a_folder_belongs_to_one_way_of_sharing_the_work(
         run_local(cluster("own"), 3)
     with pytest.raises(DataError, match=r"was begun with other 'prepare' \(keep: "):
         run_local(cluster("out", **{"prepare.keep": "longest"}), 3)
-    with pytest.raises(ConfigError, match=r"^tasks = 0: must be at least 1$"):
-        run_local(cluster("new"), 0)
+    for tasks in (0, 10**8):
+        with pytest.raises(ConfigError, match=rf"^tasks = {tasks}: must be from 1 to 100,000$"):
+            run_local(cluster("new"), tasks)
     assert not Path("new").exists()
-    Path("quiz.jsonl").write_bytes(quiz)
     prepare(cluster("out"))  # what tasks have left does not mislead it
     prepare(cluster("own"))
     assert_same(cluster("out"), cluster("own"), tiny)
@@ -293,7 +299,7 @@ def test_the_command_line(cluster: Make, capfd: pytest.CaptureFixture[str]) -> N
             ["--executor", "local", "--dry-run"],
             "--dry-run: means nothing to --executor local; leave it out, or use slurm",
         ),
-        (["--executor", "local", "--tasks", "0"], "tasks = 0: must be at least 1"),
+        (["--executor", "local", "--tasks", "0"], "tasks = 0: must be from 1 to 100,000"),
         (
             ["--executor", "slurm"],
             (

@@ -1,18 +1,17 @@
 """The shares of a preparation's tasks: files dealt to them, and the units of all."""
 
 import ast
-from dataclasses import asdict
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from slm2_minimal.config import RunConfig
-from slm2_minimal.files import write_json
 from slm2_minimal.prepare import cluster as module
 from slm2_minimal.prepare.cluster import all_units, deal
+from slm2_minimal.prepare.handover import write_record
 from slm2_minimal.prepare.units import Unit
-from slm2_minimal.prepare.work import Job, in_folder
+from slm2_minimal.prepare.work import Job
 
 
 def test_files_are_dealt_in_runs() -> None:
@@ -66,10 +65,9 @@ def test_counts_run_through_all_parts_of_a_source(tmp_path: Path) -> None:
         ],
         [],
     ]
-    write_json(in_folder(job.work / "tasks.json"), [[] for _ in tasks])
+    write_record(job.work / "tasks.json", [[] for _ in tasks])
     for rank, units in enumerate(tasks):
-        path = in_folder(job.work / "units" / f"{rank:06d}.json")
-        write_json(path, [asdict(unit) for unit in units])
+        write_record(job.work / "units" / f"{rank:06d}.json", units)
     units = all_units(job)
     assert [unit.name for unit in units] == [unit.name for own in tasks for unit in own]
     assert [(unit.read, unit.skipped) for unit in units] == [

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from slm2_minimal.prepare.decontaminate import EXAMPLES, BenchmarkIndex, Contamination
 from slm2_minimal.prepare.publish import ContaminationReport
+from tests.prepare.preparing import through_json
 from tests.prepare.slow_decontamination import QUESTION, SAME_WORDS, run
 
 
@@ -79,7 +80,7 @@ def test_merged_reports_are_the_report_of_one_run(kinds: list[int], edges: list[
         total.merge(run(texts[begin : cuts[i + 1]], index)[1])
     assert total == whole
     assert ContaminationReport.of(total, index) == ContaminationReport.of(whole, index)
-    assert Contamination.from_dict(json.loads(json.dumps(whole.to_dict()))) == whole
+    assert through_json(whole) == whole
     assert all(len(shown) <= EXAMPLES for shown in whole.examples.values())
     assert whole.hit_documents["rivers"] == sum(kind in (1, 2) for kind in kinds)
     assert all(

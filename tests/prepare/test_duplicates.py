@@ -3,11 +3,9 @@ the corpus has none, damage is noticed.
 """
 
 import hashlib
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,6 @@ from slm2_minimal.prepare.duplicates import (
     EXAMPLES,
     ID,
     Duplicates,
-    DuplicatesReport,
     exact_keys,
     find_duplicates,
     link,
@@ -30,6 +27,7 @@ from slm2_minimal.prepare.duplicates import (
 )
 from slm2_minimal.prepare.minhash import LSH, band_keys, candidate_pairs, signatures
 from slm2_minimal.text.corpus import load_corpus
+from tests.prepare.preparing import through_json
 
 SMALL = LSH(bands=3, rows=2, shingle=2)
 
@@ -252,7 +250,7 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     ]
     assert report.removed_by_source == {"web": 0.5, "wiki": 0.75, "books": 0}
     assert report.repeated_ids == 2
-    assert DuplicatesReport.from_dict(json.loads(json.dumps(asdict(report)))) == report
+    assert through_json(report) == report
 
 
 def test_examples_are_the_largest_clusters_the_survivor_first(tmp_path: Path) -> None:

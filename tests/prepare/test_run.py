@@ -2,7 +2,9 @@
 for, and bad input said in one line.
 """
 
+import gzip
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +18,12 @@ import pytest
 from slm2_minimal.config import ConfigError, DataConfig, DataError, PrepareConfig, RunConfig
 from slm2_minimal.data.shards import open_prepared
 from slm2_minimal.data.training_data import open_training_data
+from slm2_minimal.prepare import run as module
 from slm2_minimal.prepare import workers
 from slm2_minimal.prepare.minhash import LSH
 from slm2_minimal.prepare.run import prepare
 from slm2_minimal.prepare.work import Job
+from slm2_minimal.prepare.workers import in_parallel
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
@@ -255,6 +259,135 @@ def test_a_truncated_gzip_is_an_error_until_it_is_mended(config: Make, tmp_path:
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+def test_a_gzip_that_is_damaged_at_its_end_leaves_no_text_behind(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its check sum comes last, when units have been written already."""
+    prepare(config("whole"))
+    path = tmp_path / "web" / "a.jsonl.gz"
+    good = path.read_bytes()
+    damaged = gzip.compress(gzip.decompress(good).replace(b"the", b"teh"), mtime=0)
+    path.write_bytes(damaged[:-8] + bytes(8))
+    monkeypatch.setattr("slm2_minimal.prepare.units.MEGABYTE", 2_000)
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz: cannot be read after line 25 "):
+        prepare(config("broken"))
+    assert list((tmp_path / "broken" / "work" / "text").glob("web-*.json")) == []
+    path.write_bytes(damaged)  # mended, and of the same size
+    settings = tmp_path / "broken" / "settings.json"
+    assert str(len(damaged)) in settings.read_text(), "of the same size"
+    prepare(config("broken"))
+    monkeypatch.undo()
+    monkeypatch.setattr("slm2_minimal.prepare.units.MEGABYTE", 2_000)
+    prepare(config("mended"))
+    assert contents(tmp_path / "broken") == contents(tmp_path / "mended")
+
+
+def test_a_file_that_changes_between_two_calls(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiz = tmp_path / "quiz.jsonl"
+    quiz.write_bytes(lines([{"text": english(50)[45].text}]))
+
+    def stop(*arguments: Any) -> None:
+        raise DataError("stopped here")
+
+    for changed in (tmp_path / "web" / "b.jsonl", quiz):
+        run = config(changed.stem, **{"prepare.benchmarks": {"quiz": str(quiz)}})
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "mark_duplicates", stop)
+            with pytest.raises(DataError, match="stopped here"):
+                prepare(run)
+        changed.write_bytes(changed.read_bytes().replace(b"the", b"teh"))
+        with pytest.raises(DataError, match=r"changed since it was read into .*; remove the fol"):
+            prepare(run)
+        shutil.rmtree(tmp_path / changed.stem / "work")
+        assert prepare(run).sources["web"].read == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "message"),
+    [
+        (b"", {}, r"^data\.sources\.x: has no document to train on \(it is empty\); check"),
+        (
+            b'{"body": "a text of some length"}\n',
+            {},
+            r"x: has no document to train on \(1 no text\)",
+        ),
+        (b'{"text": "short"}\n' * 3, {}, r"x: has no document to train on \(3 too short\)"),
+        (
+            lines([{"id": "d0", "text": english(50)[49].text}]),
+            {"data.sources": {"x": {"path": "x.jsonl"}}, "data.validation_percent": 99},
+            r"^data\.sources: no text is left to train on \(x: .*held_out=1,",
+        ),
+    ],
+)
+def test_nothing_is_published_where_nothing_is_left(
+    config: Make,
+    tmp_path: Path,
+    content: bytes,
+    changes: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_bytes(content)
+    sources = {"web": {"path": "web"}, "x": {"path": "x.jsonl"}}
+    run = config(**{"data.sources": sources} | changes)
+    for _ in range(2):
+        # the reader's own words where no record of a source has the field
+        with pytest.raises(DataError, match=f"{message}|none of 1 records has a field 'text'"):
+            prepare(run)
+        assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_file_in_two_sources_is_said_where_duplicates_stay(
+    config: Make, tmp_path: Path, said: list[str]
+) -> None:
+    paths = {"all": {"path": str(tmp_path / "web")}, "b": {"path": str(tmp_path / "web/b.jsonl")}}
+    changes = {"data.sources": paths, "prepare.duplicates": "keep"}
+    prepare(config(**changes))
+    [line] = [line for line in said if line.startswith("data.sources.b: reads ")]
+    assert "as all does; with duplicates = 'keep'" in line
+
+
+def test_only_what_we_made_is_removed(
+    config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = "settings.json.17.part", "web-000000.tokens.npy.3.part", "held_out.000.starts.npy.9.part"
+    theirs = "movie.part", "thesis.3.part", "work/notes.txt", "logs/mine.txt"
+    prepare(config())
+    (tmp_path / "out" / "manifest.json").unlink()
+    for name in (*ours, *theirs):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    for _ in range(2):
+        prepare(config())
+        left = contents(tmp_path / "out")
+        assert {name: left.get(name) for name in theirs} == {n: n.encode() for n in theirs}
+        assert not left.keys() & set(ours)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "movie.part").write_text("half a film")
+    with pytest.raises(DataError, match=r"holds files that slm2 prepare did not write"):
+        prepare(config("new"))
+    assert contents(tmp_path / "new") == {"movie.part": b"half a film"}
+
+
+def test_a_benchmark_may_have_its_text_in_another_field(config: Make, tmp_path: Path) -> None:
+    (tmp_path / "quiz.jsonl").write_bytes(lines([{"question": english(3)[2].text[:300]}]))
+    quiz = {"path": str(tmp_path / "quiz.jsonl"), "text_field": "question"}
+    report = prepare(config(**{"prepare.benchmarks": {"quiz": quiz}}))
+    assert report.contamination is not None
+    assert report.contamination.hit == 1
+
+
+def test_benchmarks_are_looked_at_before_the_sources(config: Make, tmp_path: Path) -> None:
+    (tmp_path / "quiz.jsonl").write_bytes(lines([{"question": "nobody asks"}]))
+    with pytest.raises(DataError, match=r"quiz\.jsonl"):
+        prepare(config(**{"prepare.benchmarks": {"quiz": str(tmp_path / "quiz.jsonl")}}))
+    assert not (tmp_path / "out" / "work" / "text").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -350,6 +483,20 @@ def test_progress_says_how_far_it_is(config: Make, monkeypatch: Any, said: list[
     ]
     assert "1 of 2" in said[2]
     assert "MB/s | 0:00 left" in said[3]
+
+
+def test_a_long_item_is_not_silent(
+    config: Make, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(workers, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(workers, "SECONDS_OF_SILENCE", 0.05)
+    in_parallel("read", a_moment, [1], 1, lambda: " | 3.0 MB of text")
+    assert said.count("read     | 0 of 1 | 3.0 MB of text") >= 2
+    assert said[-1] == "read     | 1 of 1"
+
+
+def a_moment(item: int) -> None:
+    time.sleep(0.5)
 
 
 def test_the_command_line(config: Make, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from slm2_minimal.config import DataError
+from slm2_minimal.prepare import publish
 from slm2_minimal.prepare import run as module
 from slm2_minimal.prepare.run import prepare
 from tests.prepare.preparing import Make, contents, english, lines, listening
@@ -194,7 +195,7 @@ def test_a_stop_between_the_last_two_acts_leaves_nothing(
     """
     prepare(config("whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(module.shutil, "rmtree", lambda *arguments, **options: None)
+        patch.setattr(publish, "remove_work", lambda job: None)
         prepare(config("broken"))
     assert (tmp_path / "broken" / "work").exists()
     prepare(config("broken"))

@@ -15,6 +15,7 @@ import pytest
 from slm2_minimal.config import DataError, PrepareConfig, SourceConfig
 from slm2_minimal.data.reading import read_source
 from slm2_minimal.files import whole_file
+from slm2_minimal.prepare import handover
 from slm2_minimal.prepare import units as module
 from slm2_minimal.prepare.units import Unit, complete_units, ingest, read_unit
 from slm2_minimal.text.documents import Document
@@ -68,11 +69,11 @@ def test_units_by_hand(source: SourceConfig, tmp_path: Path) -> None:
     assert complete_units(folder(tmp_path), "web") == units
 
 
-def failing_after(files: int) -> Callable[[Path], AbstractContextManager[IO[bytes]]]:
+def failing_after(files: int) -> Callable[[str | Path], AbstractContextManager[IO[bytes]]]:
     """`whole_file` on a disk that has room for so many."""
-    written = list[Path]()
+    written = list[str | Path]()
 
-    def write(path: Path) -> AbstractContextManager[IO[bytes]]:
+    def write(path: str | Path) -> AbstractContextManager[IO[bytes]]:
         if len(written) == files:
             raise OSError(28, "No space left on device")
         written.append(path)
@@ -87,7 +88,9 @@ def test_gone_on_from_any_unit(
 ) -> None:
     whole = ingest(folder(tmp_path, "whole"), "web", source, CONFIG)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "whole_file", failing_after(2 * complete))
+        write = failing_after(2 + 4 * complete)  # what is read, then two files, each with its seal
+        patch.setattr(module, "whole_file", write)
+        patch.setattr(handover, "whole_file", write)
         with pytest.raises(OSError, match="No space left") if complete < 5 else nullcontext():
             ingest(folder(tmp_path, "broken"), "web", source, CONFIG)
     assert complete_units(folder(tmp_path, "broken"), "web") == whole[:complete]
@@ -135,19 +138,22 @@ def test_a_source_without_documents_is_one_empty_unit(tmp_path: Path) -> None:
 def test_a_unit_that_was_cut_short(source: SourceConfig, tmp_path: Path) -> None:
     unit: Unit = ingest(folder(tmp_path), "web", source, CONFIG)[0]
     (folder(tmp_path) / "web-000000.txt").write_bytes(b"text number 0")
-    with pytest.raises(DataError, match=r"web-000000\.txt: cut short; remove the folder"):
+    with pytest.raises(
+        DataError, match=r"web-000000\.txt: was altered after it was written; remove"
+    ):
         list(read_unit(folder(tmp_path), unit))
 
 
 def test_a_unit_of_an_older_version(source: SourceConfig, tmp_path: Path) -> None:
     unit: Unit = ingest(folder(tmp_path), "web", source, CONFIG)[0]
     path = folder(tmp_path) / "web-000000.json"
-    path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"documents": [{"id": "a", "bytes": 1}]})
+    documents = {"documents": [{"id": "a", "bytes": 1}]}
+    path.write_text(json.dumps({"unit": json.loads(path.read_text())["unit"]} | documents))
+    handover.seal(path)
+    complaint = (
+        r"000000\.json: cannot be read \(documents.0: Input should be a valid tuple\); remove"
     )
-    with pytest.raises(
-        DataError, match=r"web-000000\.json: of an older version; remove the folder"
-    ):
+    with pytest.raises(DataError, match=complaint):
         list(read_unit(folder(tmp_path), unit))
 
 
