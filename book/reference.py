@@ -6,6 +6,7 @@ Types and bounds are those that the package checks, meanings the strings under
 its fields, so the page cannot say something else than the code does.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def _kind(schema: dict[str, Any]) -> str:
     limits = [
         f"{sign} {schema[name]:g}"
         for name, sign in BOUNDS.items()
-        if name in schema
+        # Bounds that only memory or a C type has would tell a reader nothing.
+        if abs(schema.get(name, math.inf)) < 1e5
     ]
     return " ".join([kind, ", ".join(limits)]).strip()
 

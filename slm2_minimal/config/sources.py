@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, Strict
 
 from slm2_minimal.config.errors import ConfigError
+from slm2_minimal.config.paths import expand
 from slm2_minimal.config.section import (
     Count,
     PathText,
@@ -120,10 +121,10 @@ class BenchmarkConfig(Section):
 
 
 def _path_or_table(value: Any) -> Any:
-    return value if isinstance(value, str) else BenchmarkConfig.from_table(value)
+    return expand(value, "path") if isinstance(value, str) else BenchmarkConfig.from_table(value)
 
 
-Benchmark = Annotated[PathText | BenchmarkConfig, BeforeValidator(_path_or_table)]
+Benchmark = Annotated[str | BenchmarkConfig, BeforeValidator(_path_or_table)]
 
 
 @section("prepare")
