@@ -35,7 +35,6 @@ COUNTS = "token_counts.safetensors"
 FORMAT = 1
 OPEN_SHARDS = 128  # at a time in one process: many systems allow it 1,024 files
 
-
 Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 
 

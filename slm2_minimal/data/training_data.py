@@ -100,20 +100,18 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
         parts: list[TokenStream] = []
         validated: list[Document] = []
         for documents in _batches(read_source(source, skipped)):
-            ids, lengths = tokenizer.encode_documents([document.text for document in documents])
             trained: list[TokenIds] = []
             by_language: dict[str, list[TokenIds]] = defaultdict(list)
-            for document, closed in zip(
-                documents, np.split(ids, np.cumsum(lengths)[:-1]), strict=True
-            ):
-                text = closed[:-1]
+            for document, text in _encoded(documents, tokenizer):
                 if not is_validation(document.id, config.validation_percent):
                     trained.append(text)
                     by_language[document.language].append(text)
                     continue
                 validated.append(document)
                 if document not in seen:
-                    held_out[document.language].append(text.copy())  # the others may go
+                    held_out[document.language].append(text.copy())  # the batch may go
+
+            # what is trained on, counted by language
             parts.append(TokenStream.from_documents(trained, eos))
             for language, own in by_language.items():
                 tokens = TokenStream.from_documents(own, eos).tokens
@@ -128,14 +126,24 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
                 f" {left_out or 'none'}); check its path, languages and domains"
             )
         if left_out:
-            log.warning(f"data.sources.{name}: left out, as records to mend: {left_out}")
+            log.warning(f"data.sources.{name}: unusable records are left out: {left_out}")
         streams[name] = TokenStream.joined(parts)
         seen.update(validated)
 
-    validation = {
-        name: TokenStream.from_documents(held_out[name], eos) for name in sorted(held_out)
+    validated_on = {
+        language: TokenStream.from_documents(held_out[language], eos)
+        for language in sorted(held_out)
     }
-    return TokenisedSources(streams, validation, dict(sorted(token_counts.items())))
+    return TokenisedSources(streams, validated_on, dict(sorted(token_counts.items())))
+
+
+def _encoded(
+    documents: list[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[Document, TokenIds]]:
+    """Each document with its ids, which are views of one array."""
+    ids, lengths = tokenizer.encode_documents([document.text for document in documents])
+    closed = np.split(ids, np.cumsum(lengths)[:-1])
+    return zip(documents, (text[:-1] for text in closed), strict=True)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -288,7 +288,7 @@ def _mode(path: Path) -> int:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return 0
-    except OSError as error:  # no permission, a circle of links, a name that is too long
+    except (OSError, ValueError) as error:  # no permission, a circle of links, no such name
         raise _damaged(path, error) from None
 
 
@@ -321,7 +321,8 @@ def _parquet_rows(path: Path, fields: Iterable[str]) -> Iterator[dict[str, Any]]
     """The rows of a file, with those of `fields` that it has; strings are bytes."""
     pyarrow = _imported("pyarrow", f"reading {path}")
     parquet = _imported("pyarrow.parquet", f"reading {path}")
-    with path.open("rb") as file, parquet.ParquetFile(file, buffer_size=2**20) as table:
+    options = {"buffer_size": 2**20, "page_checksum_verification": True}
+    with path.open("rb") as file, parquet.ParquetFile(file, **options) as table:
         columns = [name for name in table.schema_arrow.names if name in fields]
         if len(set(columns)) < len(columns):
             raise ValueError(f"two of its columns have one name: {', '.join(columns)}")

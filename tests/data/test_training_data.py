@@ -212,7 +212,7 @@ def test_records_that_cannot_be_used_are_counted_and_said(
     assert caplog.messages == []
     found = open_training_data(config(first=SourceConfig(path=str(bad))), tiny)
     assert caplog.messages == [
-        "data.sources.first: left out, as records to mend: 2 no text, 1 not JSON, 1 not UTF-8"
+        "data.sources.first: unusable records are left out: 2 no text, 1 not JSON, 1 not UTF-8"
     ]
     assert found.loader.fingerprint() == good.loader.fingerprint()
 

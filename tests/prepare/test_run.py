@@ -250,8 +250,7 @@ def test_a_truncated_gzip_is_an_error_until_it_is_mended(config: Make, tmp_path:
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))
     with pytest.raises(
-        DataError,
-        match=r"a\.jsonl\.gz: cannot be read after line \d+ .*; check or copy the file again$",
+        DataError, match=r"a\.jsonl\.gz: cannot be read after line \d+ .*; check or copy it again$"
     ):
         prepare(config("broken"))
     path.write_bytes(good)

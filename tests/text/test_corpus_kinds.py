@@ -125,6 +125,7 @@ def test_what_is_no_file_but_has_the_name_of_a_text(tmp_path: Path) -> None:
 def test_paths_that_are_none() -> None:
     for call in (lambda: load_corpus(""), lambda: load_corpus("  "), lambda: load_corpus("a\0b")):
         assert config_error(call).startswith("path = ")
+    assert "surrogates not allowed" in complaint(lambda: load_corpus("\ud800.txt"))
     assert "File name too long" in complaint(lambda: load_corpus("x" * 5000 + ".txt"))
 
 
@@ -205,6 +206,14 @@ def test_a_record_that_is_not_utf8_is_counted(
     assert {document.text for document in documents} == {"good"}
     assert skipped == {"not UTF-8": 1} | ({"no text": 1} if field == "text" else {})
     assert ", row 1: not UTF-8; convert" in complaint(lambda: load_corpus(tmp_path))
+
+
+def test_a_changed_byte_is_an_error_where_the_file_has_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["some text"]})
+    pq.write_table(table, path, write_page_checksum=True, use_dictionary=False, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"some text", b"same text"))
+    assert f"{path}: cannot be read (" in complaint(lambda: texts(path))
 
 
 def test_values_of_all_types_in_parquet(tmp_path: Path) -> None:
