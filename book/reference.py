@@ -6,14 +6,13 @@ Types and bounds are those that the package checks, meanings the strings under
 its fields, so the page cannot say something else than the code does.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 from slm2_minimal.config import RunConfig, SourceConfig, StageConfig
 from slm2_minimal.config.keys import toml_value
-from slm2_minimal.config.section import Section
+from slm2_minimal.config.section import LARGEST, Section
 from slm2_minimal.files import whole_file
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -66,6 +65,12 @@ have a base in turn.
 mine.toml --train.steps 1000 --data.sources.web.max_epochs 2`. The value is
 written as in TOML; what is no TOML value is text. An override changes one key
 inside a source and leaves the rest as it is.
+
+**Numbers and paths.** A whole number is written without a point, and is at most
+2^53. A decimal in the place of a length in `[schedule]` is a share of
+`train.steps`: with `cooldown_start = 0.84` and `cooldown_steps = 0.16` the
+cooldown is the last 16% of a run of any length. In every path, `~` is the
+user's home.
 """
 
 
@@ -123,8 +128,7 @@ def _kind(schema: dict[str, Any]) -> str:
     limits = [
         f"{sign} {schema[name]:g}"
         for name, sign in BOUNDS.items()
-        # Bounds that only memory or a C type has would tell a reader nothing.
-        if abs(schema.get(name, math.inf)) < 1e5
+        if schema.get(name, LARGEST) != LARGEST
     ]
     return " ".join([kind, ", ".join(limits)]).strip()
 

@@ -110,8 +110,10 @@ def small_run(tmp_path: Path) -> Callable[..., RunConfig]:
     """
 
     def make(name: str = "run", **changes: Any) -> RunConfig:
-        return RunConfig.load(
-            "tiny", OVERRIDES | {"train.output_dir": str(tmp_path / name)} | changes
-        )
+        defaults = OVERRIDES | {"train.output_dir": str(tmp_path / name)}
+        steps = changes.get("train.steps")
+        if isinstance(steps, int) and steps > defaults["train.steps"]:
+            defaults["schedule.cooldown_start"] = steps - defaults["schedule.cooldown_steps"]
+        return RunConfig.load("tiny", defaults | changes)
 
     return make

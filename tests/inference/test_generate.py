@@ -3,6 +3,7 @@ the cache behind it.
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -158,3 +159,20 @@ def test_what_cannot_be_is_refused_before_the_first_step(model: StableLM2) -> No
         stream_text(model, load_tokenizer("tiny"), "", 48, Sampling())
     with pytest.raises(DataError, match="temperature = -1"):
         Sampling(temperature=-1)
+
+
+def test_cold_and_narrow_sampling_keep_the_likeliest() -> None:
+    """What fp32 takes for 0 must not leave nothing to draw from."""
+    logits = torch.tensor([[1.0, 30.0, 2.0], [5.0, 4.0, 3.0]])
+    for options in ({"temperature": 1e-6}, {"top_p": 1e-300}, {"top_k": 10**30, "top_p": 1e-40}):
+        assert Sampling(**options).draw(logits).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 1e-40}, {"temperature": 1e-7}, {"seed": 2**64}, {"seed": 10**5000}],
+    ids=["1e-40", "1e-7", "2**64", "5,000 digits"],
+)
+def test_numbers_that_have_no_place(options: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=f"^{next(iter(options))} = "):
+        Sampling(**options)
