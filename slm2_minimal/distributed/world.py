@@ -135,11 +135,12 @@ def _place() -> tuple[int, int, int] | None:
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "RANK" not in os.environ:
-        tasks = os.environ.get("SLURM_NTASKS", "1")
-        if "SLURM_PROCID" in os.environ and tasks != "1":
+        # Of a job's own script, too, SLURM_NTASKS may be more than one.
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+        if tasks != "1":
             raise ConfigError(
-                f"SLURM_NTASKS = {tasks}: srun started several processes that know nothing of "
-                "each other; start one a node, and torchrun in it, as the script of slm2 launch"
+                f"SLURM_STEP_NUM_TASKS = {tasks}: srun started several processes that know "
+                "nothing of each other; start one torchrun a node, as slm2 launch's script does"
             )
         return None
 

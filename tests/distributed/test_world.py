@@ -103,8 +103,15 @@ def test_half_of_a_launcher(
     assert str(caught.value).startswith(message)
 
 
-def test_srun_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_of_a_jobs_own_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM tells it of all tasks of the job; it is alone all the same."""
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    monkeypatch.setenv("SLURM_PROCID", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with World.joined("cpu") as world:
+        assert world.size == 1
+
+
+def test_srun_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(ConfigError, match="srun started several processes"), World.joined("cpu"):
         pass
