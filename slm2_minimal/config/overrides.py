@@ -68,10 +68,12 @@ def lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
 
 def _parse(key: str, text: str) -> Any:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        tables = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text
-    return text if _holds_text(key) and not isinstance(value, str) else value
+    value = tables["value"]
+    is_text = _holds_text(key) and not isinstance(value, str | list | dict)
+    return text if is_text or len(tables) > 1 else value
 
 
 def _holds_text(key: str) -> bool:
