@@ -41,7 +41,7 @@ from slm2_minimal.text.documents import HUB_ID, SUFFIXES, text_files
 
 SETTINGS = "settings.json"
 # What `files.whole_file` leaves of a file of ours where its process is killed.
-LEFTOVER = (
+LEFTOVER = re.compile(
     r"((settings|report|manifest)\.json|token_counts\.safetensors"
     r"|(.+-\d{6}|held_out\.\d{3,})\.(tokens|starts)\.npy)\.\d+\.part"
 )
@@ -112,14 +112,10 @@ def alone(job: Job) -> Iterator[None]:
                         " there; let it end, or name another folder"
                     ) from None
                 time.sleep(1)
-        for path in filter(_is_leftover, job.folder.iterdir()):
-            path.unlink()
+        for path in job.folder.iterdir():
+            if LEFTOVER.fullmatch(path.name):
+                path.unlink()
         yield
-
-
-def _is_leftover(path: Path) -> bool:
-    """Whether a killed call was writing this file."""
-    return re.fullmatch(LEFTOVER, path.name) is not None
 
 
 @contextmanager
@@ -241,7 +237,7 @@ def claim(run: RunConfig) -> Job:
     with unwritable_is_said(job):
         job.folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if not all(map(_is_leftover, job.folder.iterdir())):
+            if not all(LEFTOVER.fullmatch(file.name) for file in job.folder.iterdir()):
                 raise DataError(
                     f"data.prepared = {data.prepared!r}: holds files that slm2 prepare did not"
                     " write; name an empty or new folder"

@@ -150,9 +150,7 @@ def test_a_unit_of_an_older_version(source: SourceConfig, tmp_path: Path) -> Non
     documents = {"documents": [{"id": "a", "bytes": 1}]}
     path.write_text(json.dumps({"unit": json.loads(path.read_text())["unit"]} | documents))
     handover.seal(path)
-    complaint = (
-        r"000000\.json: cannot be read \(documents.0: Input should be a valid tuple\); remove"
-    )
+    complaint = r"000000\.json: cannot be read \(documents\.0: Input should be a valid tuple"
     with pytest.raises(DataError, match=complaint):
         list(read_unit(folder(tmp_path), unit))
 
