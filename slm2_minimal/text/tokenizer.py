@@ -6,9 +6,15 @@ from slm2_minimal.config import PRESET_DIR, DataError
 from slm2_minimal.config.paths import expand
 from slm2_minimal.text.arcade import Arcade100k, find_ranks
 from slm2_minimal.text.interface import Tokenizer
-from slm2_minimal.text.sentence_piece import SentencePieceTokenizer
+from slm2_minimal.text.sentence_piece import SentencePieceTokenizer, train_sentencepiece
 
-__all__ = ["Arcade100k", "SentencePieceTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "Arcade100k",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+    "train_sentencepiece",
+]
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
