@@ -7,8 +7,6 @@ once.
 
 import argparse
 import errno
-import io
-import logging
 import os
 import re
 import sys
@@ -18,9 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
-from slm2_minimal.config.errors import one_line, shown
+from slm2_minimal.config.errors import shown
 from slm2_minimal.config.overrides import split_overrides
 from slm2_minimal.config.paths import expand
+from slm2_minimal.terminal import complain, log_to_terminal
 
 TAKE_A_CONFIG = ("prepare", "train", "plan", "launch")
 MODEL = (
@@ -38,10 +37,6 @@ GPU = "whose memory has to do, a name as in slm2 plan (default: this machine's)"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        # a terminal that cannot show a character shows its escape
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     log_to_terminal()
     try:
         overrides, words = split_overrides(sys.argv[1:] if arguments is None else arguments)
@@ -51,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
         options.call(options, rest)
     except UserError as error:
-        return _complain(str(error), 2)
+        return complain(str(error), 2)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # as `| head` does, once it has seen enough
@@ -59,36 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.filename and error.errno in PATH_ERRORS:
-            return _complain(f"{error.filename!r}: {error.strerror}; give another path", 2)
-        return _complain(f"{type(error).__name__}: {error}", 1)
+            return complain(f"{error.filename!r}: {error.strerror}; give another path", 2)
+        return complain(f"{type(error).__name__}: {error}", 1)
     return 0
-
-
-def _complain(message: str, code: int) -> int:
-    print(f"slm2: {one_line(message)}", file=sys.stderr)
-    return code
-
-
-class _Terminal(logging.Handler):
-    """Lines to standard output, warnings to standard error.
-
-    Unlike logging's own handlers it lets through what `print` raises: a closed pipe
-    ends the command.
-    """
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.WARNING:
-            print(f"slm2: warning: {one_line(self.format(record))}", file=sys.stderr, flush=True)
-        else:
-            print(self.format(record), flush=True)
-
-
-def log_to_terminal() -> None:
-    """Show what the package logs, from INFO on; once, however often it is called."""
-    logger = logging.getLogger("slm2_minimal")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
-        logger.addHandler(_Terminal())
 
 
 # What can be typed
@@ -98,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like every other error."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_complain(f"{message}; see {self.prog} --help", 2))
+        self.exit(complain(f"{message}; see {self.prog} --help", 2))
 
 
 class _Show(argparse.Action):
