@@ -162,6 +162,7 @@ def test_retention_keeps_the_newest_the_best_and_the_one_before_the_cooldown(
             "train.validate_every": 4,
             "train.keep_checkpoints": 2,
             "schedule.cooldown_start": 14,
+            "schedule.cooldown_steps": 6,
         }
     )
     Trainer.from_config(config).run()
