@@ -279,8 +279,10 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         from slm2_minimal.launch.check import check
 
         launched = options.gpus is not None or "WORLD_SIZE" in os.environ
-        here = int(_number(int, 1, MOST_GPUS)(os.environ.get("WORLD_SIZE", "1")))
-        gpus = here if options.gpus is None else options.gpus
+        here = os.environ.get("WORLD_SIZE", "1")
+        if not here.isdecimal():
+            raise UserError(f"WORLD_SIZE = {here!r}: must be a whole number; unset it")
+        gpus = int(here) if options.gpus is None else options.gpus
         print("\n".join(check(config, gpus, options.gpu, launched=launched)))
         return
     for name in ("gpus", "gpu"):

@@ -59,6 +59,7 @@ def find_start(
         folder = Path(config.train.start_from)
         state = read_run_state(folder, world)
         check_same_model(folder, state, config)
+        _warn_of_another_schedule(folder, state, config)
         if state.step >= config.train.steps:
             raise ConfigError(
                 f"train.steps = {config.train.steps}: {str(folder)!r} has made {state.step} "
@@ -166,6 +167,20 @@ def check_same_data(folder: Path, state: RunState, fingerprint: str) -> None:
             f"({state.data_fingerprint}); use the same sources, weights, tokenizer, seq_len "
             "and seed"
         )
+
+
+def _warn_of_another_schedule(folder: Path, state: RunState, config: RunConfig) -> None:
+    """A branch may have another cooldown; with another shape, the rate jumps where it begins."""
+    cooldown = {"cooldown_start": None, "cooldown_steps": None}
+    saved = checkpoint.saved_config(folder, vars(state)).schedule
+    theirs = {**vars(saved), **cooldown}
+    ours = {**vars(config.schedule), **cooldown}
+    field, old, new = first_difference(theirs, ours)
+    if field:
+        logger.warning(
+            "schedule.%s = %r: %s was trained with %r, so the learning rate jumps there; "
+            "give the same to go on smoothly", field, new, folder, old,
+        )  # fmt: skip
 
 
 def _what_decides(config: RunConfig) -> dict[str, Any]:

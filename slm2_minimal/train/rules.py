@@ -115,6 +115,13 @@ def _check_profile(config: RunConfig) -> None:
 def _check_output_dir(config: RunConfig) -> None:
     """That the run's folder can be made, or written to where it is there."""
     folder = Path(config.train.output_dir).absolute()
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"train.output_dir = {config.train.output_dir!r}: is not UTF-8, which the files of "
+            "a run are; name another folder"
+        ) from None
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(
