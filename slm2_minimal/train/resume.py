@@ -170,7 +170,7 @@ def check_same_data(folder: Path, state: RunState, fingerprint: str) -> None:
 
 
 def _warn_of_another_schedule(folder: Path, state: RunState, config: RunConfig) -> None:
-    """A branch may have another cooldown; with another shape, the rate jumps where it begins."""
+    """Another cooldown is a branch's purpose; another shape makes the rate jump."""
     cooldown = {"cooldown_start": None, "cooldown_steps": None}
     saved = checkpoint.saved_config(folder, vars(state)).schedule
     theirs = {**vars(saved), **cooldown}
