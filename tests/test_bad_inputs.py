@@ -316,7 +316,6 @@ def test_words(words: Words, here: Path, capfd: pytest.CaptureFixture[str]) -> N
     is_refused(words, here, capfd)
 
 
-@pytest.mark.xfail(strict=True, reason="prepare: makes its folder before it looks for its sources")
 @pytest.mark.parametrize("key", ["data.sources.letters.path", "prepare.benchmarks.a"])
 def test_nothing_to_prepare(key: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["prepare", "small.toml", "--data.prepared", "out", f"--{key}=nowhere"]

@@ -573,7 +573,7 @@ def test_shares_that_cannot_be() -> None:
         (["--optimizer.weight_decay=1e30"], "optimizer.weight_decay = 1e.30: .*equal to 1000"),
         (["--model.num_hidden_layers=10000000"], "model.num_hidden_layers = 10000000: .*1000"),
         (["--model.hidden_size=1048576"], "model.hidden_size = 1048576: .*any machine"),
-        (["--model.partial_rotary_factor=0.0"], "model.partial_rotary_factor = 0.0: .*not 0"),
+        (["--model.partial_rotary_factor=0.01"], "model.partial_rotary_factor = 0.01: gives 0 "),
         (["--prepare.permutations=100000"], "prepare.permutations = 100000: .*equal to 1024"),
         (["--train.steps", "3\n[train]\nseed = 1"], r"train.steps = '3.*valid integer"),
         (["--train.log_every", "[" * 5000], "train.log_every = '.*valid integer"),

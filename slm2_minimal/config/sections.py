@@ -92,11 +92,12 @@ class ModelConfig(Table):
                 f"model.num_key_value_heads = {kv_heads}: must divide num_attention_heads ="
                 f" {heads}; use {heads} for plain multi-head attention"
             )
-        if self.rotary_dim % 2 or self.rotary_dim == 0:
+        turns_nothing = self.rotary_dim == 0 and self.partial_rotary_factor > 0
+        if self.rotary_dim % 2 or turns_nothing:
             raise ConfigError(
                 f"model.partial_rotary_factor = {self.partial_rotary_factor}: gives"
                 f" {self.rotary_dim} rotary dimensions of {self.head_dim}; they turn in pairs, so"
-                " choose a factor that makes the number even and not 0"
+                " choose a factor that makes the number even, or 0 to turn none"
             )
         if self.num_parameters() > MOST_PARAMETERS:
             raise ConfigError(

@@ -299,7 +299,6 @@ def test_the_command_line(cluster: Make, capfd: pytest.CaptureFixture[str]) -> N
             ["--executor", "local", "--dry-run"],
             "--dry-run: means nothing to --executor local; leave it out, or use slurm",
         ),
-        (["--executor", "local", "--tasks", "0"], "tasks = 0: must be from 1 to 100,000"),
         (
             ["--executor", "slurm"],
             (
