@@ -1,6 +1,7 @@
 """A run's folder: one run at a time, and a note of how it was started."""
 
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -41,6 +42,8 @@ def alone(run_dir: Path, world: World) -> Iterator[None]:
         yield
     finally:
         lock.__exit__(None, None, None)
+        if world.is_first and [path.name for path in run_dir.iterdir()] == [LOCK]:
+            shutil.rmtree(run_dir)  # nothing came of it
 
 
 def write_note(run_dir: Path, config: RunConfig, world: World) -> None:

@@ -30,7 +30,12 @@ FULL = RunConfig.preset("stablelm-2-1_6b")
 def test_a_run_that_can_start(small_run: Make, tmp_path: Path) -> None:
     run = small_run()
     lines = {line.split()[0]: line for line in check(run, 2)}
-    assert list(lines) == ["processes", "batch", "memory", "tokenizer", "data", "epochs", "output"]
+    assert list(lines) == [
+        "processes", "batch", "memory", "tokenizer", "data", "schedule", "validation", "epochs",
+        "output",
+    ]  # fmt: skip
+    assert lines["schedule"].endswith("at the last step; cooldown from step 16 to 20")
+    assert " of 2 languages, 2 times: " in lines["validation"]
     assert lines["processes"].endswith("2 = 1 node of 2; zero1")
     assert lines["batch"].endswith("256 tokens = 2 x micro-batch 4 x 32 x accumulation 1")
     assert "not checked" in lines["memory"]
