@@ -2,9 +2,9 @@
 damage, and failures while writing.
 """
 
+import logging
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,14 @@ def resumed(world: World, tables: dict[str, Any]) -> dict[str, Tensor]:
 def trained(world: World, tables: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """What it has at the end, and what it was warned of."""
     trainer = Trainer.from_config(RunConfig.from_dict(tables), world)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        trainer.run()
-    return state(trainer), [str(warning.message) for warning in told]
+    told: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("slm2_minimal")
+    logger.addHandler(listener)
+    trainer.run()
+    logger.removeHandler(listener)
+    return state(trainer), told
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:

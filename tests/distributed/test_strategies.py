@@ -268,7 +268,7 @@ def refused(world: World, tables: dict[str, Any]) -> str:
         ),
         (
             {"strategy": "zero1", "tensor_parallel": 4},
-            "parallel.tensor_parallel = 4: must divide the number of processes, 2",
+            "parallel.tensor_parallel = 4: must divide the GPUs of a node, 2",
         ),
     ],
 )
@@ -287,8 +287,7 @@ def test_what_does_not_divide(ranks: Any, small_run: Make) -> None:
     }
     [message, _] = ranks(2, refused, tables)
     assert message.startswith(
-        "train.global_batch_tokens = 256: 8 rows of 32 must divide among 2 ranks in micro-batches"
-        " of 8"
+        "train.global_batch_tokens = 256: must be a multiple of 512 = 2 x micro_batch_size"
     )
     tied = small_run(**MODEL | {"model.tie_word_embeddings": True}).to_dict() | {
         "parallel": {"strategy": "fsdp"}

@@ -44,7 +44,8 @@ def torchrun(
     script.write_text(
         f"import json\n{code}\nfrom slm2_minimal.config import RunConfig\nfrom"
         " slm2_minimal.train.trainer import Trainer\nfrom slm2_minimal.distributed.world import"
-        " World\nwith World.joined('cpu') as world:\n   "
+        " World\nfrom slm2_minimal.terminal import log_to_terminal\nlog_to_terminal()\n"
+        "with World.joined('cpu') as world:\n   "
         f" Trainer.from_config(RunConfig.from_dict(json.loads({json.dumps(config.to_dict())!r})),"
         " world).run()\n"
     )
@@ -146,9 +147,9 @@ def test_elastic_restart_goes_on_by_itself(ranks: Any, small_run: Make) -> None:
     ranks(2, run, straight.to_dict())
     dies = (
         "import os, signal\nfrom slm2_minimal.train import trainer as t\nstep ="
-        " t.Trainer.train_step\ndef once(self):\n    if self.step == 12 and os.environ['RANK'] =="
+        " t.Trainer.step\ndef once(self):\n    if self.state.step == 12 and os.environ['RANK'] =="
         " '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n        os.kill(os.getpid(),"
-        " signal.SIGKILL)\n    return step(self)\nt.Trainer.train_step = once"
+        " signal.SIGKILL)\n    return step(self)\nt.Trainer.step = once"
     )
     process = torchrun(broken, "--max-restarts=1", code=dies)
     out = "".join(lines(process))
