@@ -296,7 +296,7 @@ def test_a_file_that_changes_between_two_calls(
             patch.setattr(module, "mark_duplicates", stop)
             with pytest.raises(DataError, match="stopped here"):
                 prepare(run)
-        changed.write_bytes(changed.read_bytes().replace(b"the", b"teh"))
+        changed.write_bytes(changed.read_bytes().replace(b"the", b"tex"))
         with pytest.raises(DataError, match=r"changed since .* was written; remove the fol"):
             prepare(run)
         shutil.rmtree(tmp_path / changed.stem / "work")
