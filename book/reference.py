@@ -12,11 +12,13 @@ from typing import Any
 from pydantic import TypeAdapter
 from slm2_minimal.config import RunConfig, SourceConfig, StageConfig
 from slm2_minimal.config.keys import toml_value
-from slm2_minimal.config.section import LARGEST, Section
+from slm2_minimal.config.section import Section
 from slm2_minimal.files import whole_file
 
 PAGE = Path(__file__).with_name("reference.md")
 REPORT = "stablelm-2-1_6b"
+# A bound that only memory or a C type has tells a reader nothing.
+TELLING = 1e5
 BOUNDS = {  # JSON schema's words, in the order of the page
     "minimum": "≥",
     "exclusiveMinimum": ">",
@@ -128,7 +130,7 @@ def _kind(schema: dict[str, Any]) -> str:
     limits = [
         f"{sign} {schema[name]:g}"
         for name, sign in BOUNDS.items()
-        if schema.get(name, LARGEST) != LARGEST
+        if abs(schema.get(name, TELLING)) < TELLING
     ]
     return " ".join([kind, ", ".join(limits)]).strip()
 
