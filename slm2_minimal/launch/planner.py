@@ -34,9 +34,9 @@ RESERVE = 2e9
 class GPU:
     """One GPU as its data sheet has it, and what a run is assumed to get out of it.
 
-    The report does not name its network; that of a node of 8 is an assumption
-    everywhere: 400 Gb/s for the 40 GB card, one adapter of 200 Gb/s a GPU for the 80 GB
-    card, one of 400 Gb/s for later ones.
+    A node of 8 sends 400 Gb/s with the 40 GB card: that of AWS P4d, which the card of
+    the model names (confirmed), by its data sheet. Assumed for the others: one adapter
+    of 200 Gb/s a GPU for the 80 GB card, one of 400 Gb/s for later ones.
     """
 
     memory: float  # bytes; the sheet's GB read as 1e9, the cautious reading
