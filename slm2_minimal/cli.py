@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     show_any_text()
     log_to_terminal()
+
     try:
         overrides, words = split_overrides(sys.argv[1:] if arguments is None else arguments)
         options, rest = _parser().parse_known_args(words)

@@ -40,12 +40,16 @@ class RunConfig(Section):
                 f"data.seq_len = {length}: longer than the context, model.max_position_embeddings ="
                 f" {self.model.max_position_embeddings}; shorten the one or raise the other"
             )
+
+        # A batch is whole micro-batches
         micro_batch = self.train.micro_batch_size * length
         if batch % micro_batch:
             raise ConfigError(
                 f"train.global_batch_tokens = {batch}: must be a multiple of micro_batch_size x"
                 f" seq_len = {micro_batch}; the nearest is {nearest_multiple(batch, micro_batch)}"
             )
+
+        # The schedule lasts as long as the run
         schedule, steps = self.schedule, self.train.steps
         falls_to_zero = schedule.cooldown_start is not None or schedule.min_rate == 0
         if falls_to_zero and schedule.end is not None and schedule.end < steps:
@@ -54,6 +58,8 @@ class RunConfig(Section):
                 f" {schedule.end}; move the cooldown, or give the schedule's lengths as shares of"
                 " train.steps, as in cooldown_start = 0.84, cooldown_steps = 0.16"
             )
+
+        # Slices of matrices are whole
         slices = self.parallel.tensor_parallel
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
             size = getattr(self.model, name)

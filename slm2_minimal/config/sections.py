@@ -82,6 +82,8 @@ class ModelConfig(Table):
 
     def __post_init__(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+
+        # Heads divide the width, and turn in pairs
         if self.hidden_size % heads:
             raise ConfigError(
                 f"model.hidden_size = {self.hidden_size}: must be a multiple of num_attention_heads"
@@ -99,6 +101,8 @@ class ModelConfig(Table):
                 f" {self.rotary_dim} rotary dimensions of {self.head_dim}; they turn in pairs, so"
                 " choose a factor that makes the number even, or 0 to turn none"
             )
+
+        # Sizes that something can hold
         if self.num_parameters() > MOST_PARAMETERS:
             raise ConfigError(
                 f"model.hidden_size = {self.hidden_size}: gives {self.num_parameters():.1e}"
@@ -175,11 +179,14 @@ class ScheduleConfig(Table):
                 f"schedule.min_rate = {self.min_rate}: must lie below peak_rate = {self.peak_rate};"
                 " the report has a tenth of it"
             )
+
         if (self.cooldown_start is None) != (self.cooldown_steps is None):
             raise ConfigError(
                 f"schedule.cooldown_start = {self.cooldown_start}, cooldown_steps ="
                 f" {self.cooldown_steps}: give both or neither"
             )
+
+        # What a shape needs
         if self.kind == "wsd" and self.cooldown_start is None:
             raise ConfigError(
                 "schedule.kind = 'wsd': needs cooldown_start and cooldown_steps; without them it is"

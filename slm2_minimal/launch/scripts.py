@@ -44,10 +44,13 @@ def scripts(
     folder = folder.absolute()
     nodes, per_node = nodes_of(gpus, gpus_per_node)
     run_dir = Path(config.train.output_dir).absolute()
+
+    # Whole nodes are ours alone; of others we take our share
     share = {"exclusive": "", "mem": "0"}
     if per_node < gpus_per_node:
         cores, gigabytes = per_node * CORES_PER_GPU, per_node * GIGABYTES_PER_GPU
         share = {"cpus-per-task": str(cores), "mem": f"{gigabytes}G"}
+
     directives = {
         "job-name": f"slm2-{run_dir.name}",
         "nodes": str(nodes),

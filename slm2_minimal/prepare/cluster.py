@@ -128,6 +128,8 @@ def run_slurm(
             f"data.prepared = {run.data.prepared!r}: datatrove's scripts do not quote it; name a"
             " folder without blanks"
         )
+
+    # The scripts, and one that submits them
     job = _claim(run, tasks, None)
     if is_prepared(job):
         return
@@ -136,6 +138,8 @@ def run_slurm(
     submit = job.folder.resolve() / LOGS / "submit.sh"
     to_submit = [script for script in scripts if script]
     submit.write_text(_submission(to_submit))
+
+    # Submit, and say what became of each stage
     states = iter(to_submit if dry_run else _submit(submit))
     for executor, script in zip(executors, scripts, strict=True):
         count = "1 task" if executor.tasks == 1 else f"{executor.tasks} tasks"
@@ -305,6 +309,8 @@ def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
     """
     if tasks is not None and not 1 <= tasks <= MAX_TASKS:
         raise ConfigError(f"tasks = {tasks}: must be from 1 to {MAX_TASKS:,}")
+
+    # Nothing is dealt twice
     job = claim(run)
     if (job.folder / MANIFEST).exists():
         return job
@@ -319,6 +325,8 @@ def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
             shutil.rmtree(job.folder / LOGS / stage, ignore_errors=True)
         files = source_files(job)
         write_record(path, deal(files, tasks or default or min(len(files), MAX_ARRAY)))
+
+    # A folder goes on with the tasks that it was begun with
     begun = len(shares(job))
     if tasks is not None and tasks != begun:
         raise ConfigError(

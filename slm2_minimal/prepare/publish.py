@@ -133,6 +133,8 @@ def publish(
         name: [(unit, result) for unit, result in pairs if unit.source == name]
         for name in job.data.sources
     }
+
+    # What was read and what is left
     index = benchmark_index(job)
     report = PrepareReport(
         {name: SourceReport.of(pairs) for name, pairs in by_source.items()},
@@ -145,6 +147,8 @@ def publish(
             f"data.sources: no text is left to train on ({counts}); leave less out, remove"
             f" {str(job.folder)!r} and prepare again"
         )
+
+    # What training reads
     _write_counts(job, units)
     tokenizer = cached_tokenizer(job.data.tokenizer)
     manifest = {
@@ -220,12 +224,16 @@ def summary(report: PrepareReport) -> list[str]:
     """The report as lines for a terminal."""
     columns = ("read", "left out", "duplicates", "contaminated", "held out", "documents", "tokens")
     lines = [f"{'source':<16}" + "".join(f"{column:>14}" for column in columns)]
+
+    # A row for each source
     for name, row in report.sources.items():
         numbers = (
             row.read, sum(row.skipped.values()), row.duplicates,
             sum(row.contaminated.values()), row.held_out, row.documents, row.tokens,
         )  # fmt: skip
         lines.append(f"{name:<16}" + "".join(f"{number:>14,}" for number in numbers))
+
+    # What to know about some of them
     for name, row in report.sources.items():
         reasons = [f"{count:,} {reason}" for reason, count in sorted(row.skipped.items())]
         if reasons:
@@ -237,6 +245,8 @@ def summary(report: PrepareReport) -> list[str]:
             f"{report.duplicates.repeated_ids:,} documents have an id that an earlier one has;"
             " they stay, but should not"
         )
+
+    # What was met of the evaluation sets
     benchmarks = report.contamination.benchmarks if report.contamination else {}
     for name, benchmark in benchmarks.items():
         lines.append(

@@ -220,6 +220,7 @@ def claim(run: RunConfig) -> Job:
             "data.prepared = None: name the folder to write, for example --data.prepared"
             " prepared/mine"
         )
+
     if not data.sources:
         raise ConfigError(
             "data.sources = {}: nothing to read; name sources, for example --data.sources.web.path"
@@ -231,6 +232,8 @@ def claim(run: RunConfig) -> Job:
                 f"data.sources.{name}: becomes the name of files; use letters, digits and . + - _"
                 " only"
             )
+
+    # The folder is new, or was begun with the same settings
     job = Job(data, run.prepare)
     settings = _settings(job)
     path = job.folder / SETTINGS

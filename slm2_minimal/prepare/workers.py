@@ -38,11 +38,15 @@ def in_parallel(
     """
     workers = min(workers or os.cpu_count() or 1, len(items))
     sizes = [getattr(item, "size", 0) for item in items]
+
+    # What is done so far
     completed = queue.SimpleQueue[Future[Result]]()
     number = 0
     size_done = 0
     started = time.perf_counter()
     shown = started
+
+    # Results as they come, and a line now and then
     with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         futures = {pool.submit(work, item): size for item, size in zip(items, sizes, strict=True)}
         try:
