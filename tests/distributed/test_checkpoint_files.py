@@ -145,3 +145,20 @@ def test_fewer_steps_than_were_made_are_said(
     caplog.set_level("INFO", "slm2_minimal")
     run(small_run, 3)
     assert "going on after step 4: more than train.steps = 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"schedule.cooldown_start": 4, "schedule.cooldown_steps": 2}, False),
+        ({"schedule.decay_steps": 99}, True),
+    ],
+)
+def test_a_branch_is_warned_where_its_rate_would_jump(
+    changes: dict[str, Any], told: bool, small_run: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another cooldown is what branches are for."""
+    start = str(run(small_run, 4) / "step-00000004")
+    branch = small_run("branch", **QUIET | {"train.start_from": start, "train.steps": 6} | changes)
+    Trainer.from_config(branch).run()
+    assert ("so the learning rate jumps there" in caplog.text) is told

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from slm2_minimal.config import DataConfig, ModelConfig
+from slm2_minimal.config import DataConfig
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.evaluate import validation
@@ -18,19 +18,9 @@ from slm2_minimal.evaluate.validation import (
 )
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
+from tests.models import SMALL
 
 CPU = torch.device("cpu")
-SMALL = ModelConfig(
-    vocab_size=7,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=16,
-    bos_token_id=0,
-    eos_token_id=0,
-)
 
 
 def test_unigram_and_validation_by_hand() -> None:

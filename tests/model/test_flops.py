@@ -6,18 +6,7 @@ import torch
 from slm2_minimal.config import ModelConfig
 from slm2_minimal.model.flops import flops_per_token
 from slm2_minimal.model.transformer import StableLM2
-
-SMALL = ModelConfig(
-    vocab_size=7,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=16,
-    bos_token_id=0,
-    eos_token_id=0,
-)
+from tests.models import SMALL
 
 
 def test_flops_of_the_full_model() -> None:

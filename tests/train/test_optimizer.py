@@ -3,21 +3,10 @@
 import pytest
 import torch
 
-from slm2_minimal.config import ModelConfig, OptimizerConfig
+from slm2_minimal.config import OptimizerConfig
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.train.optimizer import build_optimizer, clip_gradients, set_lr
-
-SMALL = ModelConfig(
-    vocab_size=7,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=16,
-    bos_token_id=0,
-    eos_token_id=0,
-)
+from tests.models import SMALL
 
 
 def test_decay_falls_on_matrices_only() -> None:
