@@ -4,28 +4,36 @@ spot and for preparing.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from slm2_minimal.config import DataConfig, SourceConfig
 from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document
 
 
-def reading_settings(config: DataConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ReadingSettings:
     """The part of the `[data]` table that decides which text the shards hold.
 
     A manifest has it, since it may not change later; weights and epochs may.
     """
-    sources = {
-        name: {
-            "path": source.path,
-            "text_field": source.text_field,
-            "languages": source.languages and list(source.languages),
-            "domains": source.domains and list(source.domains),
+
+    sources: dict[str, dict[str, Any]]
+    validation_percent: int
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Self:
+        sources = {
+            name: {
+                "path": source.path,
+                "text_field": source.text_field,
+                "languages": source.languages and list(source.languages),
+                "domains": source.domains and list(source.domains),
+            }
+            for name, source in config.sources.items()
         }
-        for name, source in config.sources.items()
-    }
-    return {"sources": sources, "validation_percent": config.validation_percent}
+        return cls(sources, config.validation_percent)
 
 
 def read_source(

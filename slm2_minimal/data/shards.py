@@ -8,15 +8,13 @@ training opens it.
 """
 
 import functools
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Self
 
 import numpy as np
 import safetensors.numpy
@@ -26,8 +24,8 @@ from pydantic import Field, TypeAdapter
 from slm2_minimal.config import DataConfig, DataError
 from slm2_minimal.config.paths import expand
 from slm2_minimal.data.packing import PackedSequence, Stream, TokenStream
-from slm2_minimal.data.reading import reading_settings
-from slm2_minimal.files import read_json, sha256, write_array
+from slm2_minimal.data.reading import ReadingSettings
+from slm2_minimal.files import digest, read_json, sha256, write_array
 from slm2_minimal.text.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -64,20 +62,19 @@ class TokenizerName:
 
     name: str
     fingerprint: str
+    vocab_size: Count
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        """Its entry in a manifest."""
+        return cls(tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size)
 
 
-@dataclass(frozen=True)
-class ReadingSettings:
-    """What `reading_settings` said when the shards were made."""
-
-    sources: dict[str, dict[str, Any]]
-    validation_percent: int
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """All that `slm2 prepare` says of a folder; `token_counts` is a digest."""
 
+    format: int = FORMAT
     tokenizer: TokenizerName
     read: ReadingSettings
     sources: dict[str, list[Shard]]
@@ -136,8 +133,7 @@ class ShardedStream(Stream):
         return stream.sequence(index - before, seq_len)
 
     def digest(self) -> str:
-        content = json.dumps([asdict(shard) for shard in self.shards], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return digest([asdict(shard) for shard in self.shards])
 
     def _ends(self, seq_len: int) -> Int[np.ndarray, " shards"]:
         """How many sequences the shards up to and including each one give."""
@@ -200,8 +196,8 @@ def _check_same_text(
         )
 
     prepared = manifest.read
-    settings = reading_settings(config)
-    for name, source in settings["sources"].items():
+    settings = ReadingSettings.of(config)
+    for name, source in settings.sources.items():
         if name not in prepared.sources or name not in manifest.sources:
             known = ", ".join(prepared.sources)
             raise DataError(
@@ -212,10 +208,10 @@ def _check_same_text(
                 f"data.sources.{name} = {source}: {folder} was prepared from"
                 f" {prepared.sources[name]}; prepare another folder"
             )
-    if settings["validation_percent"] != prepared.validation_percent:
+    if settings.validation_percent != prepared.validation_percent:
         raise DataError(
-            f"data.validation_percent = {settings['validation_percent']}: {folder} was prepared"
-            f" with {prepared.validation_percent}; use that, or prepare another folder"
+            f"data.validation_percent = {settings.validation_percent}: {folder} was prepared with"
+            f" {prepared.validation_percent}; use that, or prepare another folder"
         )
 
 

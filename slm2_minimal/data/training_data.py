@@ -7,12 +7,12 @@ files of one's own.
 
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, UInt32
+from jaxtyping import Int
 
 from slm2_minimal.config import ConfigError, DataConfig, DataError
 from slm2_minimal.data.loader import Loader
@@ -20,13 +20,12 @@ from slm2_minimal.data.mixture import temperature_shares
 from slm2_minimal.data.packing import Stream, TokenStream
 from slm2_minimal.data.reading import read_source
 from slm2_minimal.data.shards import TokenisedSources, open_prepared
+from slm2_minimal.data.split import Split
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-TokenIds = UInt32[np.ndarray, " T"]
-TokenCounts = Int[np.ndarray, " V"]
 BATCH = 4_000_000  # characters tokenised at a time
 MUCH = 50_000_000  # characters that are better prepared
 SECONDS = 5.0  # between two lines of progress
@@ -40,7 +39,7 @@ class TrainingData:
 
     loader: Loader
     held_out: dict[str, TokenStream]
-    token_counts: dict[str, TokenCounts]
+    token_counts: dict[str, Int[np.ndarray, " V"]]
 
 
 def open_training_data(config: DataConfig, tokenizer: Tokenizer) -> TrainingData:
@@ -88,10 +87,8 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
 
     Records that cannot be used are counted and said.
     """
-    eos = tokenizer.eos_token_id
+    split = Split(tokenizer, config.validation_percent)
     streams: dict[str, TokenStream] = {}
-    held_out: dict[str, list[TokenIds]] = defaultdict(list)
-    token_counts: dict[str, TokenCounts] = {}
     seen: set[Document] = set()  # sources may overlap; a document is validated on once
     progress = _Progress()
 
@@ -100,23 +97,8 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
         parts: list[TokenStream] = []
         validated: list[Document] = []
         for documents in _batches(read_source(source, skipped)):
-            trained: list[TokenIds] = []
-            by_language: dict[str, list[TokenIds]] = defaultdict(list)
-            for document, text in _encoded(documents, tokenizer):
-                if not is_validation(document.id, config.validation_percent):
-                    trained.append(text)
-                    by_language[document.language].append(text)
-                    continue
-                validated.append(document)
-                if document not in seen:
-                    held_out[document.language].append(text.copy())  # the batch may go
-
-            # what is trained on, counted by language
-            parts.append(TokenStream.from_documents(trained, eos))
-            for language, own in by_language.items():
-                tokens = TokenStream.from_documents(own, eos).tokens
-                counts = np.bincount(tokens, minlength=tokenizer.vocab_size)
-                token_counts[language] = token_counts.get(language, 0) + counts
+            parts.append(split.add([document for document in documents if document not in seen]))
+            validated += (d for d in documents if is_validation(d.id, config.validation_percent))
             progress.add(documents)
 
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
@@ -129,21 +111,7 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
             log.warning(f"data.sources.{name}: unusable records are left out: {left_out}")
         streams[name] = TokenStream.joined(parts)
         seen.update(validated)
-
-    validated_on = {
-        language: TokenStream.from_documents(held_out[language], eos)
-        for language in sorted(held_out)
-    }
-    return TokenisedSources(streams, validated_on, dict(sorted(token_counts.items())))
-
-
-def _encoded(
-    documents: list[Document], tokenizer: Tokenizer
-) -> Iterator[tuple[Document, TokenIds]]:
-    """Each document with its ids, which are views of one array."""
-    ids, lengths = tokenizer.encode_documents([document.text for document in documents])
-    closed = np.split(ids, np.cumsum(lengths)[:-1])
-    return zip(documents, (text[:-1] for text in closed), strict=True)
+    return TokenisedSources(streams, split.held_out(), dict(sorted(split.token_counts.items())))
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

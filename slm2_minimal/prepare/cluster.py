@@ -30,7 +30,6 @@ from slm2_minimal.config import ConfigError, DataError, MissingExtraError, RunCo
 try:
     import dill
     from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
-    from datatrove.pipeline.base import PipelineStep
 except ImportError:
     raise MissingExtraError(
         "datatrove", "cluster", "prepare with --executor local or slurm"
@@ -38,29 +37,21 @@ except ImportError:
 
 from slm2_minimal.data.shards import MANIFEST
 from slm2_minimal.prepare.handover import is_sealed, read_record, write_record
-from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
-from slm2_minimal.prepare.run import (
-    alone,
-    claim,
-    is_prepared,
-    mark_duplicates,
-    require_documents,
-    text_read,
-    unwritable_is_said,
-)
-from slm2_minimal.prepare.units import Part, Unit, ingest
+from slm2_minimal.prepare.publish import PrepareReport, is_prepared, publish
+from slm2_minimal.prepare.run import claim, mark_duplicates, report_of, require_documents, text_read
+from slm2_minimal.prepare.units import Unit, ingest
 from slm2_minimal.prepare.work import Job, benchmark_index, key_unit, tokenise_unit
 from slm2_minimal.prepare.workers import in_parallel
 from slm2_minimal.text.documents import text_files
 
 TASKS = "tasks.json"
 LOGS = "logs"
-STAGES = ("read", "compare", "tokenise", "publish")
 MAX_TASKS = 100_000
 MAX_ARRAY = 1000  # elements of one SLURM job array: its own default limit is 1001
 
 SourceFile = tuple[str, str | None, int | None]  # source, path, bytes
 Share = list[tuple[str, list[Any]]]  # a task's sources, and which of their files, None or paths
+Work = Callable[[Job, int], object]  # what a task does, by its rank
 
 log = logging.getLogger(__name__)
 
@@ -74,28 +65,23 @@ def run_local(run: RunConfig, tasks: int | None = None) -> PrepareReport:
         folder was begun with. RuntimeError: a process was killed. What was written
         stays, and the same call goes on from there.
     """
-    job = _claim(run, tasks, run.prepare.workers or os.cpu_count() or 1)
-    if is_prepared(job):
-        return read_report(job)
-    with alone(job), unwritable_is_said(job):
-        for stage, step, count in stages(job):
-            executor = LocalPipelineExecutor([step], count, logging_dir=_logs(job, stage))
-            ranks = executor.get_incomplete_ranks()
-            if not ranks:
-                log.info(f"{stage:<8} | complete")
-                continue
-            so_far = partial(text_read, job) if stage == "read" else str
-            work = partial(_run_task, executor)
-            in_parallel(stage, work, ranks, job.config.workers, so_far)
-    report = read_report(job)
-    for line in summary(report):
-        log.info(line)
-    return report
+    return report_of(_claim(run, tasks, run.prepare.workers or os.cpu_count() or 1), _run_stages)
 
 
-def _run_task(executor: LocalPipelineExecutor, rank: int) -> None:
-    for step in executor.pipeline:
-        step.run(None, rank, executor.world_size)
+def _run_stages(job: Job) -> None:
+    for stage, work, count in stages(job):
+        executor = LocalPipelineExecutor([], count, logging_dir=_logs(job, stage))
+        ranks = executor.get_incomplete_ranks()
+        if not ranks:
+            log.info(f"{stage:<8} | complete")
+            continue
+        so_far = partial(text_read, job) if stage == "read" else str
+        task = partial(_run_task, job, work, executor)
+        in_parallel(stage, task, ranks, job.config.workers, so_far)
+
+
+def _run_task(job: Job, work: Work, executor: LocalPipelineExecutor, rank: int) -> None:
+    work(job, rank)
     executor.mark_rank_as_completed(rank)
 
 
@@ -150,11 +136,11 @@ def run_slurm(
 
 
 def _slurm_executor(
-    job: Job, options: Mapping[str, str | None], stage: str, step: "Step", count: int
+    job: Job, options: Mapping[str, str | None], stage: str, work: Work, count: int
 ) -> SlurmPipelineExecutor:
     """The tasks of one stage as one job array."""
     return SlurmPipelineExecutor(
-        [step],
+        [partial(_step, job, work)],
         count,
         time="24:00:00",
         partition=None,
@@ -168,6 +154,11 @@ def _slurm_executor(
         tasks_per_job=-(-count // MAX_ARRAY),
         logging_dir=_logs(job, stage),
     )
+
+
+def _step(job: Job, work: Work, data: object, rank: int, world_size: int) -> None:
+    """As datatrove calls it. Nothing is handed on: all is in the job's folder."""
+    work(job, rank)
 
 
 def _write_script(executor: SlurmPipelineExecutor) -> str | None:
@@ -217,27 +208,8 @@ def _submit(script: Path) -> list[str]:
 # What the tasks do
 
 
-class Step(PipelineStep):  # type: ignore[misc]
-    """One of the functions below as a step of datatrove's pipelines."""
-
-    type = "slm2"
-
-    def __init__(self, job: Job, work: Callable[[Job, int], object]) -> None:
-        self.name = work.__name__
-        super().__init__()
-        self.job = job
-        self.work = work
-
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Do one task's share. Nothing is handed on: all is in the job's folder."""
-        self.work(self.job, rank)
-
-
-def stages(job: Job) -> list[tuple[str, Step, int]]:
-    """Each stage with its step and number of tasks, to be run one after another."""
-    tasks = len(shares(job))
-    steps = (Step(job, read), Step(job, compare), Step(job, tokenise), Step(job, publish_all))
-    return list(zip(STAGES, steps, (tasks, 1, tasks, 1), strict=True))
+def _units_path(job: Job, rank: int) -> Path:
+    return job.work / "units" / f"{rank:06d}.json"
 
 
 def read(job: Job, rank: int) -> None:
@@ -247,7 +219,7 @@ def read(job: Job, rank: int) -> None:
         units = []
         for source, paths in shares(job)[rank]:
             how = job.data.sources[source]
-            units += ingest(job.text, source, how, job.config, Part(rank, paths))
+            units += ingest(job.text, source, how, job.config, rank, paths)
         write_record(path, units)
     if job.config.duplicates != "keep":
         for unit in units_of(job, rank):
@@ -275,10 +247,6 @@ def publish_all(job: Job, rank: int) -> None:
         publish(job, units, results, mark_duplicates(job, units))
 
 
-def _units_path(job: Job, rank: int) -> Path:
-    return job.work / "units" / f"{rank:06d}.json"
-
-
 def units_of(job: Job, rank: int) -> list[Unit]:
     """The units that a task has read."""
     return read_record(_units_path(job, rank), list[Unit])
@@ -298,6 +266,21 @@ def all_units(job: Job) -> list[Unit]:
             units.append(unit)
             last[unit.source] = unit
     return units
+
+
+STAGES: dict[str, Work] = {
+    "read": read,
+    "compare": compare,
+    "tokenise": tokenise,
+    "publish": publish_all,
+}
+
+
+def stages(job: Job) -> list[tuple[str, Work, int]]:
+    """Each stage with its work and number of tasks, to be run one after another."""
+    tasks = len(shares(job))
+    together = ("compare", "publish")
+    return [(stage, work, 1 if stage in together else tasks) for stage, work in STAGES.items()]
 
 
 # Files and tasks
@@ -346,9 +329,9 @@ def source_files(job: Job) -> list[SourceFile]:
     for name, source in job.data.sources.items():
         if source.path is None or not Path(source.path).exists():
             files.append((name, source.path, None))
-        else:
-            for file in text_files(Path(source.path)):
-                files.append((name, str(file), file.stat().st_size))
+            continue
+        for file in text_files(Path(source.path)):
+            files.append((name, str(file), file.stat().st_size))
     return files
 
 

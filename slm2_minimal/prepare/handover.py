@@ -7,6 +7,8 @@ has altered meanwhile is an error and no other result.
 
 import functools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +24,12 @@ AGAIN = "remove the folder 'work' there, and run the same again"
 adapter: Any = functools.cache(TypeAdapter)
 
 
-def in_folder(path: Path) -> Path:
-    """A path to write to, after its folder was made."""
+@contextmanager
+def sealing(path: Path) -> Iterator[Path]:
+    """A path whose folder is there, to write to; sealed when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    yield path
+    seal(path)
 
 
 def seal(path: Path) -> None:
@@ -58,10 +62,9 @@ def sealed(path: Path) -> Path:
 def write_record(path: Path, content: object) -> None:
     """Write a dataclass or a list as sealed JSON."""
     plain = adapter(type(content)).dump_python(content, mode="json")
-    with whole_file(in_folder(path)) as file:
-        text = json.dumps(plain, ensure_ascii=False)
+    text = json.dumps(plain, ensure_ascii=False)
+    with sealing(path), whole_file(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
-    seal(path)
 
 
 def read_record(path: Path, kind: type[Kind]) -> Kind:
@@ -75,7 +78,7 @@ def read_checked(path: Path, kind: type[Kind], remedy: str) -> Kind:
     Raises DataError, with the remedy, for any other.
     """
     try:
-        return adapter(kind).validate_python(json.loads(path.read_bytes()))  # type: ignore[no-any-return]
+        return adapter(kind).validate_python(json.loads(path.read_bytes()))
     except OSError as error:
         reason = str(error.strerror)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """The last stage: what the units left becomes a folder with a report and a manifest."""
 
+import logging
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,23 +12,26 @@ from safetensors.numpy import load_file
 
 from slm2_minimal.config import DataError
 from slm2_minimal.data.packing import TokenStream
-from slm2_minimal.data.reading import reading_settings
-from slm2_minimal.data.shards import COUNTS, FORMAT, MANIFEST, Shard, write_shard
+from slm2_minimal.data.reading import ReadingSettings
+from slm2_minimal.data.shards import (
+    COUNTS,
+    MANIFEST,
+    Manifest,
+    Shard,
+    TokenizerName,
+    read_manifest,
+    write_shard,
+)
 from slm2_minimal.files import sha256, write_arrays, write_json
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination
 from slm2_minimal.prepare.duplicates import DuplicatesReport
 from slm2_minimal.prepare.handover import read_checked, sealed
 from slm2_minimal.prepare.units import FILTERED, Unit
-from slm2_minimal.prepare.work import (
-    STARTS,
-    Job,
-    UnitResult,
-    benchmark_index,
-    cached_tokenizer,
-    remove_work,
-)
+from slm2_minimal.prepare.work import STARTS, Job, UnitResult, benchmark_index, remove_work
 
 REPORT = "report.json"
+log = logging.getLogger(__name__)
+
 UnitResults = list[tuple[Unit, UnitResult]]
 
 
@@ -92,15 +96,16 @@ class ContaminationReport:
         positions = np.asarray(sorted(total.ngrams), dtype=np.int64)
         benchmarks = {}
         for b, benchmark in enumerate(index.benchmarks):
+            name = benchmark.name
             members = index.of(b)
-            examples = total.examples.get(benchmark.name, [])
-            benchmarks[benchmark.name] = BenchmarkReport(
+            shown = total.examples.get(name, [])
+            benchmarks[name] = BenchmarkReport(
                 texts=benchmark.texts,
                 too_short=benchmark.too_short,
                 ngrams=int(members.sum()),
                 hit_ngrams=int(members[positions].sum()),
-                hit_documents=total.hit_documents[benchmark.name],
-                examples=[{"document": document, "words": words} for document, words in examples],
+                hit_documents=total.hit_documents[name],
+                examples=[{"document": document, "words": words} for document, words in shown],
             )
         return cls(
             index.n, total.documents, total.hit, total.dropped, total.cut,
@@ -123,7 +128,7 @@ class PrepareReport:
 
 def publish(
     job: Job, units: list[Unit], results: list[UnitResult], duplicates: DuplicatesReport | None
-) -> PrepareReport:
+) -> None:
     """Merge what the units left, write report and manifest, remove the work.
 
     Raises DataError, and writes nothing, where no text is left to train on.
@@ -150,27 +155,29 @@ def publish(
 
     # What training reads
     _write_counts(job, units)
-    tokenizer = cached_tokenizer(job.data.tokenizer)
-    manifest = {
-        "format": FORMAT,
-        "tokenizer": {
-            "name": tokenizer.name,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-        },
-        "read": reading_settings(job.data),
-        "sources": {
-            name: [asdict(result.shard) for _, result in pairs] for name, pairs in by_source.items()
-        },
-        "held_out": {
-            language: asdict(shard) for language, shard in _write_held_out(job, units).items()
-        },
-        "token_counts": sha256(job.folder / COUNTS),
-    }
+    manifest = Manifest(
+        tokenizer=TokenizerName.of(job.tokenizer),
+        read=ReadingSettings.of(job.data),
+        sources={name: [result.shard for _, result in own] for name, own in by_source.items()},
+        held_out=_write_held_out(job, units),
+        token_counts=sha256(job.folder / COUNTS),
+    )
     write_json(job.folder / REPORT, asdict(report))
-    write_json(job.folder / MANIFEST, manifest)
+    write_json(job.folder / MANIFEST, asdict(manifest))
     remove_work(job)
-    return report
+
+
+def is_prepared(job: Job) -> bool:
+    """Whether there is nothing left to do; the log says so.
+
+    Raises DataError for a manifest that cannot be read.
+    """
+    if not (job.folder / MANIFEST).exists():
+        return False
+    read_manifest(job.folder)
+    remove_work(job)  # left by a stop just after the manifest
+    log.info(f"{job.folder} is prepared already; remove it to prepare it again")
+    return True
 
 
 def read_report(job: Job) -> PrepareReport:
@@ -208,15 +215,16 @@ def _write_held_out(job: Job, units: list[Unit]) -> dict[str, Shard]:
                     paths[name.removesuffix(STARTS)].append(path)
 
     shards = {}
-    eos = cached_tokenizer(job.data.tokenizer).eos_token_id
+    eos = job.tokenizer.eos_token_id
     for number, language in enumerate(sorted(paths)):
         streams = []
         for path in paths[language]:
             with safe_open(path, "numpy") as file:
                 tokens, starts = (file.get_tensor(language + end) for end in ("", STARTS))
             streams.append(TokenStream(tokens, starts, eos))
-        joined = TokenStream.joined(streams)
-        shards[language] = write_shard(job.folder, f"held_out.{number:03d}", joined)
+        shards[language] = write_shard(
+            job.folder, f"held_out.{number:03d}", TokenStream.joined(streams)
+        )
     return shards
 
 

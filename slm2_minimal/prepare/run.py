@@ -7,12 +7,11 @@ on the configuration and on the text alone. So a run that was killed goes on whe
 was, and ends with the bytes of one that was not.
 """
 
-import fcntl
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -20,22 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from slm2_minimal.config import ConfigError, DataError, RunConfig
-from slm2_minimal.data.reading import reading_settings
-from slm2_minimal.data.shards import MANIFEST, read_manifest
-from slm2_minimal.files import write_array, write_json
+from slm2_minimal.config.difference import first_difference
+from slm2_minimal.data.reading import ReadingSettings
+from slm2_minimal.files import locked, write_array, write_json
 from slm2_minimal.prepare import handover
-from slm2_minimal.prepare.duplicates import DuplicatesReport, Location, find_duplicates
-from slm2_minimal.prepare.publish import PrepareReport, publish, read_report, summary
+from slm2_minimal.prepare.duplicates import DuplicatesReport, find_duplicates
+from slm2_minimal.prepare.publish import PrepareReport, is_prepared, publish, read_report, summary
 from slm2_minimal.prepare.units import Unit, read_unit
-from slm2_minimal.prepare.work import (
-    Job,
-    benchmark_index,
-    cached_tokenizer,
-    ingest_source,
-    key_unit,
-    remove_work,
-    tokenise_unit,
-)
+from slm2_minimal.prepare.work import Job, benchmark_index, ingest_source, key_unit, tokenise_unit
 from slm2_minimal.prepare.workers import in_parallel
 from slm2_minimal.text.documents import HUB_ID, SUFFIXES, text_files
 
@@ -54,7 +45,7 @@ log = logging.getLogger(__name__)
 class Settings:
     """What decides the content of a prepared folder."""
 
-    read: dict[str, Any]
+    read: ReadingSettings
     inputs: dict[str, list[list[Any]] | None]  # of every local file its name and size
     prepare: dict[str, Any]
     tokenizer: str
@@ -71,27 +62,17 @@ def prepare(run: RunConfig) -> PrepareReport:
         process was killed. In every case what is complete stays, and the same call goes
         on from there.
     """
-    job = claim(run)
-    if is_prepared(job):
-        return read_report(job)
-    with alone(job), unwritable_is_said(job):
-        report = _prepare(job)
-    for line in summary(report):
-        log.info(line)
-    return report
+    return report_of(claim(run), _prepare)
 
 
-def is_prepared(job: Job) -> bool:
-    """Whether there is nothing left to do; the log says so.
-
-    Raises DataError for a manifest that cannot be read.
-    """
-    if not (job.folder / MANIFEST).exists():
-        return False
-    read_manifest(job.folder)
-    remove_work(job)  # left by a stop just after the manifest
-    log.info(f"{job.folder} is prepared already; remove it to prepare it again")
-    return True
+def report_of(job: Job, work: Callable[[Job], object]) -> PrepareReport:
+    """The report of the job's folder, after `work(job)` where that is not yet done."""
+    if not is_prepared(job):
+        with alone(job), unwritable_is_said(job):
+            work(job)
+        for line in summary(read_report(job)):
+            log.info(line)
+    return read_report(job)
 
 
 @contextmanager
@@ -100,18 +81,17 @@ def alone(job: Job) -> Iterator[None]:
 
     Its processes may need a moment to end.
     """
-    with (job.folder / SETTINGS).open("r+") as file:
-        for attempt in range(SECONDS_TO_WAIT + 1):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with ExitStack() as stack:
+        for _ in range(SECONDS_TO_WAIT + 1):
+            with suppress(BlockingIOError):
+                stack.enter_context(locked(job.folder / SETTINGS))
                 break
-            except BlockingIOError:
-                if attempt == SECONDS_TO_WAIT:
-                    raise DataError(
-                        f"data.prepared = {str(job.folder)!r}: another slm2 prepare is at work"
-                        " there; let it end, or name another folder"
-                    ) from None
-                time.sleep(1)
+            time.sleep(1)
+        else:
+            raise DataError(
+                f"data.prepared = {str(job.folder)!r}: another slm2 prepare is at work there; let"
+                " it end, or name another folder"
+            )
         for path in job.folder.iterdir():
             if LEFTOVER.fullmatch(path.name):
                 path.unlink()
@@ -132,8 +112,8 @@ def unwritable_is_said(job: Job) -> Iterator[None]:
         ) from None
 
 
-def _prepare(job: Job) -> PrepareReport:
-    workers = job.config.workers
+def _prepare(job: Job) -> None:
+    """All stages, each over the units of all sources."""
     index = benchmark_index(job)
     if index:
         short = sum(benchmark.too_short for benchmark in index.benchmarks)
@@ -141,6 +121,7 @@ def _prepare(job: Job) -> PrepareReport:
             f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short to"
             " look for"
         )
+    workers = job.config.workers
     read = partial(ingest_source, job)
     by_source = in_parallel("read", read, list(job.data.sources), workers, partial(text_read, job))
     units = list(chain.from_iterable(by_source))
@@ -149,7 +130,7 @@ def _prepare(job: Job) -> PrepareReport:
         in_parallel("keys", partial(key_unit, job), units, workers)
     duplicates = mark_duplicates(job, units)
     results = in_parallel("tokenise", partial(tokenise_unit, job), units, workers)
-    return publish(job, units, results, duplicates)
+    publish(job, units, results, duplicates)
 
 
 def text_read(job: Job) -> str:
@@ -187,23 +168,19 @@ def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
         sources = [unit.source for unit in units]
         found = find_duplicates(keys, job.lsh, job.config.keep, sources=sources)
         for mark, removed in zip(marks, found.removed, strict=True):
-            write_array(handover.in_folder(mark), removed)
-            handover.seal(mark)
-        examples = [_named(job, units, cluster) for cluster in found.largest]
+            with handover.sealing(mark):
+                write_array(mark, removed)
+        examples = [[_named(job, units, *place) for place in cluster] for cluster in found.largest]
         handover.write_record(path, replace(found.report, examples=examples))
         seconds = time.perf_counter() - started
         log.info(f"duplicates | {found.report.documents:,} documents compared in {seconds:.1f} s")
     return handover.read_record(path, DuplicatesReport)
 
 
-def _named(job: Job, units: list[Unit], cluster: list[Location]) -> list[dict[str, str]]:
-    """Some documents as their ids and first words."""
-    named = []
-    for number, row in cluster:
-        document = next(islice(read_unit(job.text, units[number]), row, None))
-        source = units[number].source
-        named.append({"source": source, "id": document.id, "text": document.text[:80]})
-    return named
+def _named(job: Job, units: list[Unit], number: int, row: int) -> dict[str, str]:
+    """A document as its source, its id and its first words."""
+    document = next(islice(read_unit(job.text, units[number]), row, None))
+    return {"source": units[number].source, "id": document.id, "text": document.text[:80]}
 
 
 def claim(run: RunConfig) -> Job:
@@ -256,10 +233,10 @@ def _settings(job: Job) -> Settings:
         inputs[f"benchmark {name}"] = _inputs(job, benchmark.path)
     config = asdict(job.config)
     del config["workers"]
-    tokenizer = cached_tokenizer(job.data.tokenizer).fingerprint
+    tokenizer = job.tokenizer.fingerprint
     if job.config.duplicates == "keep":
         _warn_of_overlaps(job, inputs)
-    return Settings(reading_settings(job.data), inputs, config, tokenizer)
+    return Settings(ReadingSettings.of(job.data), inputs, config, tokenizer)
 
 
 def _warn_of_overlaps(job: Job, inputs: Mapping[str, list[list[Any]] | None]) -> None:
@@ -282,13 +259,14 @@ def _compare(job: Job, settings: Settings) -> None:
     """Refuse other settings than the folder was begun with."""
     remedy = f"remove {str(job.folder)!r} and prepare again"
     before = handover.read_checked(job.folder / SETTINGS, Settings, remedy)
-    for key, value in asdict(settings).items():
-        other = getattr(before, key)
-        if value != other:
-            raise DataError(
-                f"data.prepared = {job.data.prepared!r}: was begun with other {key!r}"
-                f" ({_difference(other, value)}); use those, or name another folder"
-            )
+    field, theirs, ours = first_difference(asdict(before), asdict(settings))
+    if field:
+        key, _, rest = field.partition(".")
+        difference = f"{rest or key}: " + f"{theirs!r}, now {ours!r}"[:200]
+        raise DataError(
+            f"data.prepared = {job.data.prepared!r}: was begun with other {key!r} ({difference});"
+            " use those, or name another folder"
+        )
 
 
 def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
@@ -308,12 +286,3 @@ def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
             " with it; name another folder"
         )
     return [[str(file), file.stat().st_size] for file in text_files(path)]
-
-
-def _difference(before: Any, now: Any) -> str:
-    """The first place where two settings differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before | now:
-            if before.get(key) != now.get(key):
-                return f"{key}: {_difference(before.get(key), now.get(key))}"
-    return f"{before!r}, now {now!r}"[:200]

@@ -46,21 +46,15 @@ class _Contents:
     documents: list[tuple[int, str, str, str, str]]  # bytes of text, id, language, domain, title
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some of a source's files, where several tasks share the source.
-
-    In place of a path, None is the embedded corpus, and a Hub id stands for itself.
-    """
-
-    number: int
-    paths: Sequence[str | None]
-
-
 def ingest(
-    folder: Path, source: str, how: SourceConfig, config: PrepareConfig, part: Part | None = None
+    folder: Path,
+    source: str,
+    how: SourceConfig,
+    config: PrepareConfig,
+    part: int | None = None,
+    paths: Sequence[str | None] = (),
 ) -> list[Unit]:
-    """Read, filter and write the units of a source or a part of it.
+    """Read, filter and write the units of a source, or of its `part`: some `paths`.
 
     Units that are there already are not written again. Held is the text of one unit.
 
@@ -68,15 +62,15 @@ def ingest(
         DataError: the source cannot be read, or has changed since a part of it was. Of
         local files that cannot be read, no unit stays: their text may be damaged too.
     """
-    stem = f"{source}-{part.number:06d}" if part else source
+    stem = source if part is None else f"{source}-{part:06d}"
+    paths = paths or [how.path]
     units = complete_units(folder, stem)
-    paths = part.paths if part else [how.path]
     local = hold_inputs(folder / f"{stem}.inputs", paths, begun=bool(units))
     if units and units[-1].last:
         return units
     complete = {unit.name for unit in units}
     try:
-        for unit, documents in _cut(stem, source, how, config, part):
+        for unit, documents in _cut(stem, source, how, config, paths):
             if unit.name not in complete:
                 _write(folder, unit, documents)
                 units.append(unit)
@@ -109,7 +103,7 @@ def hold_inputs(record: Path, paths: Sequence[str | None], *, begun: bool) -> bo
 
 
 def _cut(
-    stem: str, source: str, how: SourceConfig, config: PrepareConfig, part: Part | None
+    stem: str, source: str, how: SourceConfig, config: PrepareConfig, paths: Sequence[str | None]
 ) -> Iterator[tuple[Unit, list[Document]]]:
     """The units of a source or a part, each with its documents."""
     skipped = Counter[str]()
@@ -119,10 +113,10 @@ def _cut(
     read = 0
 
     def unit(last: bool) -> Unit:
-        name = _name(stem, number)
+        name = f"{stem}-{number:06d}"
         return Unit(name, source, len(documents), size, read, dict(skipped), last)
 
-    for document in read_source(how, skipped, part.paths if part else None):
+    for document in read_source(how, skipped, paths):
         read += 1
         text = unicodedata.normalize("NFC", document.text)
         reason = _reason_to_skip(text, config)
@@ -152,10 +146,9 @@ def _reason_to_skip(text: str, config: PrepareConfig) -> str | None:
 
 def _write(folder: Path, unit: Unit, documents: list[Document]) -> None:
     texts = [document.text.encode() for document in documents]
-    path = handover.in_folder(folder / f"{unit.name}.txt")
-    with whole_file(path) as file:
+    path = folder / f"{unit.name}.txt"
+    with handover.sealing(path), whole_file(path) as file:
         file.writelines(texts)
-    handover.seal(path)
     rows = [
         (len(text), document.id, document.language, document.domain, document.title)
         for text, document in zip(texts, documents, strict=True)
@@ -163,14 +156,10 @@ def _write(folder: Path, unit: Unit, documents: list[Document]) -> None:
     handover.write_record(path.with_suffix(".json"), _Contents(unit, rows))
 
 
-def _name(stem: str, number: int) -> str:
-    return f"{stem}-{number:06d}"
-
-
 def complete_units(folder: Path, stem: str) -> list[Unit]:
     """The units that are whole, in order, up to the first that is not."""
     units: list[Unit] = []
-    while handover.is_sealed(path := folder / f"{_name(stem, len(units))}.json"):
+    while handover.is_sealed(path := folder / f"{stem}-{len(units):06d}.json"):
         units.append(handover.read_record(path, _Contents).unit)
     return units
 

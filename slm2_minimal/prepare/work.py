@@ -8,21 +8,20 @@ processes can share the work, on one machine (`run`) or on many (`cluster`).
 
 import contextlib
 import functools
-import itertools
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int, Shaped
 
 from slm2_minimal.config import BenchmarkConfig, DataConfig, PrepareConfig
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.shards import Shard, write_shard
+from slm2_minimal.data.split import Split
 from slm2_minimal.files import write_arrays
 from slm2_minimal.prepare import handover
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, clean
@@ -36,7 +35,6 @@ from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 STAGES = ("text", "units", "keys", "removed", "counts", "held_out", "tokenised")
 RECORDS = r"(benchmarks\.(index|inputs)|duplicates\.json|tasks\.json)(\.sha256)?(\.\d+\.part)?"
 STARTS = "/starts"  # ends the names of the arrays that say where held-out documents start
-COUNTED_AT_ONCE = 1 << 19  # ids
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,11 @@ class Job:
     def path(self, stage: str, unit: Unit) -> Path:
         """What a stage leaves of a unit, in whatever format."""
         return self.work / stage / unit.name
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the shards."""
+        return cached_tokenizer(self.data.tokenizer)
 
     @functools.cached_property
     def lsh(self) -> LSH | None:
@@ -123,8 +126,8 @@ def key_unit(job: Job, unit: Unit) -> None:
             (f"{unit.source} {document.language} {document.id}", document.text)
             for document in read_unit(job.text, unit)
         )
-        write_keys(handover.in_folder(path), documents, job.lsh)
-        handover.seal(path)
+        with handover.sealing(path):
+            write_keys(path, documents, job.lsh)
 
 
 def benchmark_index(job: Job) -> BenchmarkIndex | None:
@@ -135,14 +138,12 @@ def benchmark_index(job: Job) -> BenchmarkIndex | None:
     inputs = [benchmark.path for benchmark in job.benchmarks.values()]
     hold_inputs(path.with_suffix(".inputs"), inputs, begun=path.exists())
     if not path.exists():
-        texts = {name: _texts(benchmark) for name, benchmark in job.benchmarks.items()}
+        texts = {
+            name: map(attrgetter("text"), stream_corpus(given.path, text_field=given.text_field))
+            for name, given in job.benchmarks.items()
+        }
         BenchmarkIndex.build(texts, job.config.ngram_words).save(path)
     return BenchmarkIndex.load(path)
-
-
-def _texts(benchmark: BenchmarkConfig) -> Iterator[str]:
-    for document in stream_corpus(benchmark.path, text_field=benchmark.text_field):
-        yield document.text
 
 
 @functools.lru_cache(maxsize=1)
@@ -162,19 +163,34 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
     if handover.is_sealed(path):
         return handover.read_record(path, UnitResult)
     index = benchmark_index(job)
+    percent = job.data.validation_percent
+    split = Split(job.tokenizer, percent)
     contamination = Contamination()
     counts = Counter(unique=0, documents=0, held_out=0)
-    batched = [_tokenise(job, [], index)]
-    for documents in batches(_unique(job, unit), attrgetter("text")):
-        batched.append(_tokenise(job, documents, index))
-        contamination.merge(batched[-1].contamination)
-        counts.update(batched[-1].counts)
 
-    texts = TokenStream.joined([batch.texts for batch in batched])
-    languages = np.concatenate([batch.languages for batch in batched])
-    held_out = np.concatenate([batch.held_out for batch in batched])
-    del batched
-    shard = _write_texts(job, unit, texts, languages, held_out)
+    # Batch by batch; a document that is cut becomes several texts
+    trained = [split.add([])]
+    for documents in batches(_unique(job, unit), attrgetter("text")):
+        kept = texts = documents
+        if index:
+            cleaned, met = clean([d.text for d in documents], index, job.config.contaminated)
+            contamination.merge(met)
+            pairs = list(zip(documents, cleaned, strict=True))
+            kept = [document for document, pieces in pairs if pieces]
+            texts = [replace(document, text=text) for document, pieces in pairs for text in pieces]
+        trained.append(split.add(texts))
+        held_out = sum(is_validation(document.id, percent) for document in kept)
+        counts.update(unique=len(documents), documents=len(kept) - held_out, held_out=held_out)
+
+    # What publishing joins, and the shard
+    arrays: dict[str, np.ndarray] = {}
+    for language, stream in split.held_out().items():
+        arrays |= {language: stream.tokens, language + STARTS: stream.starts}
+    with handover.sealing(job.path("held_out", unit)) as file:
+        write_arrays(file, arrays)
+    with handover.sealing(job.path("counts", unit)) as file:
+        write_arrays(file, split.token_counts)
+    shard = write_shard(job.folder, unit.name, TokenStream.joined(trained))
     result = UnitResult(**counts, shard=shard, contamination=contamination)
     handover.write_record(path, result)
     return result
@@ -185,91 +201,5 @@ def _unique(job: Job, unit: Unit) -> Iterator[Document]:
     removed = np.zeros(unit.documents, dtype=bool)
     if job.config.duplicates != "keep":
         removed = np.load(handover.sealed(job.path("removed", unit)), allow_pickle=False)
-    for document, is_removed in zip(read_unit(job.text, unit), removed, strict=True):
-        if not is_removed:
-            yield document
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What stays of some documents, as ids; one that was cut is several texts."""
-
-    texts: TokenStream
-    languages: Shaped[np.ndarray, " texts"]
-    held_out: Bool[np.ndarray, " texts"]
-    counts: dict[str, int]  # of documents, by the fields of UnitResult
-    contamination: Contamination
-
-
-def _tokenise(job: Job, documents: Sequence[Document], index: BenchmarkIndex | None) -> _Batch:
-    """Clean and tokenise as many documents as are held at a time."""
-    cleaned = [[document.text] for document in documents]
-    contamination = Contamination()
-    if index:
-        texts = [document.text for document in documents]
-        cleaned, contamination = clean(texts, index, job.config.contaminated)
-
-    tokenizer = cached_tokenizer(job.data.tokenizer)
-    pieces = list(itertools.chain.from_iterable(cleaned))
-    stream = TokenStream.from_lengths(*tokenizer.encode_documents(pieces), tokenizer.eos_token_id)
-
-    # Of each document, then of each of its pieces.
-    percent = job.data.validation_percent
-    held_out = np.array([is_validation(document.id, percent) for document in documents], bool)
-    languages = np.array([document.language for document in documents], object)
-    pieces_each = np.array([len(texts) for texts in cleaned], int)
-    counts = {
-        "unique": len(documents),
-        "documents": int((~held_out & (pieces_each > 0)).sum()),
-        "held_out": int((held_out & (pieces_each > 0)).sum()),
-    }
-    languages, held_out = (np.repeat(array, pieces_each) for array in (languages, held_out))
-    return _Batch(stream, languages, held_out, counts, contamination)
-
-
-def _write_texts(
-    job: Job,
-    unit: Unit,
-    texts: TokenStream,
-    languages: Shaped[np.ndarray, " texts"],
-    held_out: Bool[np.ndarray, " texts"],
-) -> Shard:
-    """Write the held-out texts, the shard of the others, and the counts of its ids."""
-    full = np.diff(texts.starts, append=len(texts.tokens)) > 1  # an end of text teaches nothing
-    trained = texts.only(full & ~held_out)
-    shard = write_shard(job.folder, unit.name, trained)
-
-    vocab_size = cached_tokenizer(job.data.tokenizer).vocab_size
-    counts = {
-        language: _counts(stream.tokens, vocab_size)
-        for language, stream in _by_language(trained, languages[full & ~held_out])
-    }
-    _leave(job, "counts", unit, counts)
-
-    arrays = {}
-    for language, stream in _by_language(texts.only(full & held_out), languages[full & held_out]):
-        arrays[language] = stream.tokens
-        arrays[language + STARTS] = stream.starts
-    _leave(job, "held_out", unit, arrays)
-    return shard
-
-
-def _leave(job: Job, stage: str, unit: Unit, arrays: dict[str, np.ndarray]) -> None:
-    path = handover.in_folder(job.path(stage, unit))
-    write_arrays(path, arrays)
-    handover.seal(path)
-
-
-def _by_language(
-    texts: TokenStream, languages: Shaped[np.ndarray, " texts"]
-) -> Iterator[tuple[str, TokenStream]]:
-    for language in sorted(set(languages)):
-        yield language, texts.only(languages == language)
-
-
-def _counts(tokens: Int[np.ndarray, " N"], vocab_size: int) -> Int[np.ndarray, " V"]:
-    """How often each id occurs. NumPy makes eight bytes of every id to count it."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for begin in range(0, len(tokens), COUNTED_AT_ONCE):
-        counts += np.bincount(tokens[begin : begin + COUNTED_AT_ONCE], minlength=vocab_size)
-    return counts
+    rows = zip(read_unit(job.text, unit), removed, strict=True)
+    return (document for document, is_removed in rows if not is_removed)

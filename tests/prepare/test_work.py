@@ -79,7 +79,6 @@ def test_a_unit_holds_its_documents(
     tmp_path: Path, arcade: Arcade100k, monkeypatch: Any, batch: int, quoted: bool
 ) -> None:
     monkeypatch.setattr("slm2_minimal.prepare.minhash.BATCH", batch)
-    monkeypatch.setattr("slm2_minimal.prepare.work.COUNTED_AT_ONCE", 1_000)
     documents = load_corpus(languages=["de", "en"], domains=["letters"])
     if quoted:
         documents.insert(
