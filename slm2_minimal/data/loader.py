@@ -1,11 +1,10 @@
 """Batches as a pure function of a position, a rank and a world size.
 
 There is one global order of sequences, blended from the sources and shuffled within
-each by epoch; it does not depend on how many ranks read it. What must be saved to
-resume is one integer, the position, and a fingerprint that tells whether the data is
-still the same. Nothing is held per token or per document: sequences are cut from the
-streams, which may lie on disk, when they are asked for, and every shuffled order is
-computed.
+each by epoch; it does not depend on how many ranks read it. To resume, one integer is
+saved, the position, and a fingerprint of the data. Nothing is held per token or per
+document: sequences are cut from the streams, which may lie on disk, when they are asked
+for, and every shuffled order is computed.
 """
 
 import functools
@@ -106,15 +105,10 @@ class Loader:
         self.counts = [stream.num_sequences(seq_len) for stream in self.streams]
 
         tables = sorted({0: weights, **(stages or {})}.items())
-        caps = max_epochs or {}
-        shares = subset or {}
-        self.mixture = Mixture(
-            self.names,
-            [WeightStage.named(start, table, self.names) for start, table in tables],
-            self.counts,
-            [caps.get(name) for name in self.names],
-            [shares.get(name, 1.0) for name in self.names],
-        )
+        weight_stages = [WeightStage.named(start, table, self.names) for start, table in tables]
+        caps = [(max_epochs or {}).get(name) for name in self.names]
+        shares = [(subset or {}).get(name, 1.0) for name in self.names]
+        self.mixture = Mixture(self.names, weight_stages, self.counts, caps, shares)
 
     def locate(self, position: int) -> Location:
         """Which sequence stands at a position of the global order.
@@ -135,10 +129,8 @@ class Loader:
         return Permutation(length, self.seed, source, epoch)
 
     def batch(self, position: int, sequences: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """This rank's share of the global batch of `sequences` at `position`.
-
-        The shares follow each other in rank order. Raises DataError where the sequences
-        do not divide among the ranks.
+        """This rank's share of the global batch of `sequences` at `position`, in rank
+        order. Raises DataError where the shares cannot be equal.
         """
         if sequences % world_size:
             raise DataError(
@@ -155,9 +147,8 @@ class Loader:
     def batches(
         self, position: int, sequences: int, rank: int = 0, world_size: int = 1, *, workers: int = 0
     ) -> Iterator[Batch]:
-        """`batch` at `position`, `position + sequences`, ... without end.
-
-        `workers` processes read ahead, in the same order.
+        """`batch` at `position`, `position + sequences`, ... without end; `workers`
+        processes read ahead, in the same order.
         """
         loader = DataLoader(
             _BatchAt(self, sequences, rank, world_size),
@@ -173,12 +164,9 @@ class Loader:
         """How often each source has been read through, as `Mixture.epochs` says."""
         return self.mixture.epochs(position)
 
+    @functools.cache  # noqa: B019  one text; few loaders in a process
     def fingerprint(self) -> str:
         """A digest of everything that the order depends on; a checkpoint holds it."""
-        return self._fingerprint
-
-    @functools.cached_property
-    def _fingerprint(self) -> str:
         # this text must stay as it is: the checkpoints of old runs hold its digest
         stages = [f"Stage(start={s.start}, weights={s.weights})" for s in self.mixture.stages]
         listed = ", ".join(stages) if len(stages) > 1 else f"{stages[0]},"
@@ -202,10 +190,8 @@ class _BatchAt(Dataset[Batch]):
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ignore the signals that a terminal or a batch system sends to all processes.
-
-    A forked process has the trainer's handlers, but only the trainer is to answer. It
-    ends its workers by itself, and a worker ends when its trainer is gone.
+    """Ignore what a terminal or a batch system sends to all processes: only the trainer
+    is to answer. It ends its workers, and a worker ends when its trainer is gone.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -25,10 +25,10 @@ DENOMINATOR = 10_000  # parts that shares are rounded to; Table 1 has four decim
 def integer_weights(weights: Mapping[str, float], denominator: int = DENOMINATOR) -> list[int]:
     """Parts for `QuotaSchedule`, in the order of the mapping.
 
-    Integers are parts already and stay as they are. Otherwise the weights are shares,
-    which must sum to 1 within 0.001 (the report's printed weights sum to 1.0001). They
-    are scaled to the sum `denominator` and rounded by largest remainder, the earlier
-    source first where remainders are equal; a share below one part gets one.
+    Integers are parts already. Otherwise the weights are shares, with a sum of 1 within
+    0.001 (the report's printed weights sum to 1.0001). They are scaled to the sum
+    `denominator` and rounded by largest remainder, of equal ones the earlier source
+    first; a share below one part gets one.
 
     Raises:
         DataError: no weights, a weight that is not a positive number, shares with
@@ -47,26 +47,22 @@ def integer_weights(weights: Mapping[str, float], denominator: int = DENOMINATOR
             f"weights = {len(shares)} shares with sum {float(total):.6g}: shares must sum to 1"
             " within 0.001; divide each by their sum, or give integers as parts"
         )
-    if len(shares) > denominator:
-        needed = len(shares)
-        raise DataError(
-            f"denominator = {denominator}: each of {needed} sources needs a part; raise it to"
-            f" {needed} or more"
-        )
+    if (needed := len(shares)) > denominator:
+        complaint = f"each of {needed} sources needs a part; raise it to {needed} or more"
+        raise DataError(f"denominator = {denominator}: {complaint}")
     return _apportion(shares, denominator)
 
 
 def _apportion(shares: list[Fraction], parts: int) -> list[int]:
     """Largest remainder, with at least one part for everybody."""
     # whose share is below one part gets one; the others divide what is left
-    large = list(range(len(shares)))
-    while True:
+    large: list[int] = []
+    still_large = list(range(len(shares)))
+    while still_large != large:
+        large = still_large
         left = parts - (len(shares) - len(large))
         scale = left / sum((shares[i] for i in large), Fraction(0))
         still_large = [i for i in large if shares[i] * scale >= 1]
-        if still_large == large:
-            break
-        large = still_large
 
     result = [1] * len(shares)
     for i in large:
@@ -78,13 +74,9 @@ def _apportion(shares: list[Fraction], parts: int) -> list[int]:
 
 
 def temperature_shares(sizes: Mapping[str, float], temperature: float) -> dict[str, float]:
-    """Shares proportional to size ** (1 / temperature).
+    """Shares proportional to size ** (1 / temperature): infinity is the same for all.
 
-    A temperature of 1 is proportional to size, infinity the same for all.
-
-    Raises:
-        DataError: no sizes, a size that is not a positive number, or a temperature that
-        is not positive.
+    Raises DataError for no sizes, or a size or temperature that is not positive.
     """
     if not isinstance(temperature, numbers.Real) or not temperature > 0:
         remedy = "1 is proportional to size, inf the same share for all"
@@ -95,11 +87,9 @@ def temperature_shares(sizes: Mapping[str, float], temperature: float) -> dict[s
 
     # relative to the largest, so that no power overflows
     largest = math.log(max(sizes.values()))
-    powers = {
-        name: math.exp((math.log(size) - largest) / temperature) for name, size in sizes.items()
-    }
-    total = math.fsum(powers.values())
-    return {name: power / total for name, power in powers.items()}
+    powers = [math.exp((math.log(size) - largest) / temperature) for size in sizes.values()]
+    total = math.fsum(powers)
+    return {name: power / total for name, power in zip(sizes, powers, strict=True)}
 
 
 def _check_positive(what: str, values: Mapping[str, float], remedy: str) -> None:
@@ -115,10 +105,7 @@ def _exact(value: float) -> Fraction:
 
 @dataclass(frozen=True)
 class WeightStage:
-    """The parts of every source from position `start` of the global order on.
-
-    They stand in the order of the sources; 0 leaves one out.
-    """
+    """The parts of every source, in order, from `start` on; 0 leaves one out."""
 
     start: int
     weights: tuple[int, ...]
@@ -131,11 +118,8 @@ class WeightStage:
         names: Sequence[str],
         denominator: int = DENOMINATOR,
     ) -> Self:
-        """From weights by name, shares or parts as in `integer_weights`. A source of
-        `names` with weight 0 or none is left out.
-
-        Raises DataError for a name that is not among `names`, and as `integer_weights`
-        does.
+        """From weights by name, as in `integer_weights`; with 0 or none, a source of
+        `names` is left out. Raises DataError for other names, and as `integer_weights`.
         """
         for name, weight in weights.items():
             if name not in names:
@@ -149,20 +133,17 @@ class WeightStage:
 class Mixture:
     """The global order over sources of limited text, in stages of different weights.
 
-    Each stage is a quota schedule of its own from its `start` on; a source goes on in
-    it where the stage before left off. Within a stage, every source stays less than one
-    sequence from its share at every prefix. From position 0 on, a source stays less
-    than k sequences from the sum of its shares, where k counts the stages begun,
-    without those that ended on a whole number of their periods.
+    Each stage is a quota schedule of its own; a source goes on where the stage before
+    left off. Within a stage, every source stays less than one sequence from its share
+    at every prefix. From position 0 on, it stays less than k from the sum of its
+    shares, where k counts the stages begun, but for those of whole periods.
 
     Attributes:
-        names, stages: as given, with the weights of every stage divided by their common
-        factor.
+        stages: with the weights of each divided by their common factor.
         usable: per source, the number of sequences that are read: `subset` of those
-        that there are, rounded up. A source's turn number t reads the usable sequence
+        that there are, rounded up. A source's turn t reads the usable sequence
         t % usable, for the (t // usable)-th time; both count from 0.
-        limits: per source, the number of turns that `max_epochs` allows, infinity where
-        there is no cap.
+        limits: per source, the turns that `max_epochs` allows, infinity without one.
     """
 
     def __init__(
@@ -173,8 +154,7 @@ class Mixture:
         max_epochs: Sequence[float | None] | None = None,
         subset: Sequence[float] | None = None,
     ) -> None:
-        """One count of sequences, cap (None for no cap) and subset in (0, 1] per
-        source; without them, no caps and all of the text.
+        """One count of sequences, cap (None for none) and subset in (0, 1] per source.
 
         Raises DataError for a source without sequences or without a weight in any
         stage, a cap or subset that cannot be, and stages that are not in order.
@@ -196,11 +176,10 @@ class Mixture:
             self._scheduled.append(_Scheduled(stage, before))
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(source, turn) at a position: which source, and how many of its sequences lie
-        before, in all stages.
+        """(source, turn) at a position: how many of the source's sequences lie before.
 
-        Raises DataError where the source's `max_epochs` does not allow that turn, as
-        `check_epochs` does; IndexError for a negative position.
+        Raises DataError where `max_epochs` does not allow that turn; IndexError for a
+        negative position.
         """
         source, turn = self._stage_at(position).locate(position)
         if turn >= self.limits[source]:
@@ -217,9 +196,8 @@ class Mixture:
         return {name: turns / usable for name, turns, usable in per_source}
 
     def check_epochs(self, positions: int) -> None:
-        """Refuse a run of so many sequences that exceeds a source's `max_epochs`.
-
-        The DataError names the source that is exhausted first, and where.
+        """Raise DataError where a run of so many sequences exceeds a `max_epochs`: of
+        the source that is exhausted first.
         """
         turns = self.taken(positions).tolist()
         over = [source for source, limit in enumerate(self.limits) if turns[source] > limit]
@@ -238,21 +216,20 @@ class Mixture:
         return self._scheduled[bisect_right(before, turn) - 1].position(source, turn)
 
     def _exhausted(self, source: int, positions: int) -> DataError:
-        field = f"data.sources.{self.names[source]}"
+        field = f"data.sources.{self.names[source]}.max_epochs"
         usable = self.usable[source]
         epochs = int(self.taken(positions)[source]) / usable
         return DataError(
-            f"{field}.max_epochs = {self.max_epochs[source]}: a run of {positions:,} sequences"
-            f" would read its {usable:,} sequences {epochs:.6g} times and exhaust them at position"
-            f" {self._exhausted_at(source):,}; raise {field}.max_epochs, lower its weight, add"
-            " text, or shorten the run"
+            f"{field} = {self.max_epochs[source]}: a run of {positions:,} sequences would read its"
+            f" {usable:,} sequences {epochs:.6g} times and exhaust them at position"
+            f" {self._exhausted_at(source):,}; raise {field}, lower its weight, add text, or"
+            " shorten the run"
         )
 
 
 class _Scheduled:
-    """A stage with its schedule, and how many sequences of each source lie before it.
-
-    The schedule knows only the sources with a weight, by their place among them.
+    """A stage whose schedule knows only the sources with a weight, and how many
+    sequences of every source lie `before` it.
     """
 
     def __init__(self, stage: WeightStage, before: Int[np.ndarray, " sources"]) -> None:
@@ -288,8 +265,7 @@ def _checked_stages(stages: Sequence[WeightStage], names: Sequence[str]) -> tupl
         where = f"data.stages[{number}].start = {start}"
         if number == 0 and start != 0:
             raise DataError(f"{where}: the first stage must start at position 0; put one before it")
-        if reduced and start <= reduced[-1].start:
-            before = reduced[-1].start
+        if number and start <= (before := reduced[-1].start):
             raise DataError(f"{where}: must lie after {before}, the one before; sort the stages")
         reduced.append(WeightStage(start, _reduced(stage.weights, names, number)))
 
@@ -301,7 +277,6 @@ def _checked_stages(stages: Sequence[WeightStage], names: Sequence[str]) -> tupl
 
 
 def _reduced(weights: Sequence[int], names: Sequence[str], number: int) -> tuple[int, ...]:
-    """The weights of stage `number`, divided by their common factor."""
     where = f"data.stages[{number}].weights"
     if len(weights) != len(names):
         expected = f"one for each of {len(names)} sources"
@@ -323,8 +298,8 @@ def _usable(name: str, count: int, subset: float) -> int:
             " and data.validation_percent"
         )
     if not 0 < subset <= 1:
-        where = f"data.sources.{name}.subset = {subset}"
-        raise DataError(f"{where}: must lie above 0 and not above 1; 1 reads all of the text")
+        complaint = "must lie above 0 and not above 1; 1 reads all of the text"
+        raise DataError(f"data.sources.{name}.subset = {subset}: {complaint}")
     return math.ceil(_exact(subset) * count)
 
 

@@ -45,10 +45,8 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class TokenStream(Stream):
-    """Documents laid end to end: all tokens, and where each document starts.
-
-    Token ids are uint32, since a vocabulary of 100,352 does not fit 16 bits. The arrays
-    may be memory-mapped files.
+    """Documents laid end to end: all tokens, uint32, since a vocabulary of 100,352 does
+    not fit 16 bits, and where each document starts. Both may be memory-mapped files.
     """
 
     tokens: Int[np.ndarray, " N"]
@@ -59,9 +57,8 @@ class TokenStream(Stream):
     def from_documents(
         cls, documents: Iterable[Sequence[int] | np.ndarray], eos: int
     ) -> "TokenStream":
-        """Lay out lists or arrays of token ids, each followed by `eos`.
-
-        Empty documents are left out: an `eos` alone teaches nothing.
+        """Lay out lists or arrays of token ids, each followed by `eos`; empty ones are
+        left out.
         """
         end = np.asarray([eos], dtype=np.uint32)
         parts = [end[:0]]
@@ -104,11 +101,9 @@ class TokenStream(Stream):
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
         """Tokens [index * seq_len, (index + 1) * seq_len), each labelled with the token
-        after it in the same document.
-
-        The label of the last position is read across the cut where its document goes
-        on, so that no target is lost. A document that was cut goes on at position 0 in
-        the next sequence. Padding is `eos` in a document of its own, without labels.
+        after it in the same document: the last one across the cut, so that no target is
+        lost. A document that was cut goes on at position 0 in the next sequence.
+        Padding is `eos` in a document of its own, without labels.
         """
         begin = index * seq_len
         if not 0 <= begin < self.num_tokens:

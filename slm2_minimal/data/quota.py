@@ -22,21 +22,17 @@ MAX_PERIOD = 1_000_000  # positions tabulated, about a second and 12 MB
 
 
 class QuotaSchedule:
-    """Which source, and which of its sequences, stands at any position.
+    """Which source, and which of its sequences, stands at any position, without replay.
 
-    The order is endless. It repeats every P = sum(weights) positions, in which each
-    source is taken exactly its weight's number of times. One period is tabulated, so
-    any position is answered at once, without replay.
+    The order repeats every P = sum(weights) positions; one period is tabulated.
     """
 
     def __init__(self, weights: Sequence[int]) -> None:
         """Raises DataError for weights that are no positive integers or too large."""
         for index, weight in enumerate(weights):
             if not isinstance(weight, int | np.integer) or weight <= 0:
-                where = f"weights[{index}] = {weight!r}"
-                raise DataError(
-                    f"{where}: must be a positive integer; scale shares by a common factor"
-                )
+                complaint = "must be a positive integer; scale shares by a common factor"
+                raise DataError(f"weights[{index}] = {weight!r}: {complaint}")
         common = math.gcd(*map(int, weights)) or 1
         self.weights = [int(weight) // common for weight in weights]
         self.period = sum(self.weights)

@@ -2,9 +2,8 @@
 
 A shard is two NumPy files: `NAME.tokens.npy`, uint32, documents end to end with the
 end-of-text token behind each, and `NAME.starts.npy`, int64, where each document begins.
-The manifest names them with their sizes and digests, the tokenizer, and how the sources
-were read, so that nothing is trained on by mistake. `slm2 prepare` writes all this;
-training opens it.
+The manifest names them with sizes and digests, the tokenizer, and how the sources were
+read. `slm2 prepare` writes all this; training opens it.
 """
 
 import functools
@@ -14,11 +13,12 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Int
+from numpy.lib.format import open_memmap
 from pydantic import Field, TypeAdapter
 
 from slm2_minimal.config import DataConfig, DataError
@@ -64,11 +64,6 @@ class TokenizerName:
     fingerprint: str
     vocab_size: Count
 
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Self:
-        """Its entry in a manifest."""
-        return cls(tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -94,19 +89,14 @@ def write_shard(folder: Path, name: str, stream: TokenStream) -> Shard:
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _mapped(folder: str, files: tuple[str, str], eos: int, digest: str) -> TokenStream:
     """A shard as a stream; the digest tells it from a later one of the same name."""
-    tokens, starts = (_load_mapped(Path(folder, name)) for name in files)
+    tokens, starts = (open_memmap(Path(folder, name), mode="r") for name in files)
     return TokenStream(tokens, starts, eos)
 
 
-def _load_mapped(path: Path) -> np.ndarray:
-    return np.lib.format.open_memmap(path, mode="r")
-
-
 class ShardedStream(Stream):
-    """A source on disk as one stream of sequences.
+    """A source on disk as one stream; shards are mapped when they are read.
 
-    It holds names and sizes; the shards are mapped when they are read. Sequences do not
-    cross from one shard to the next, so the last one of every shard is padded.
+    Sequences do not cross from one shard to the next: the last of every one is padded.
     """
 
     def __init__(self, folder: Path, shards: Iterable[Shard], eos: int) -> None:
@@ -145,10 +135,8 @@ class ShardedStream(Stream):
 
 @dataclass(frozen=True)
 class TokenisedSources:
-    """The text of a `[data]` table as tokens, in memory or on disk.
-
-    By source, what is trained on; by language, what is held out, and how often each id
-    stands in what is not.
+    """The text of a `[data]` table as tokens, in memory or on disk: by source, what is
+    trained on; by language, what is held out, and how often each id stands in the rest.
     """
 
     streams: Mapping[str, Stream]
@@ -173,14 +161,13 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
     verify(folder, shards, every_byte=config.verify == "bytes")
 
     eos = tokenizer.eos_token_id
-    return TokenisedSources(
-        {name: ShardedStream(folder, shards, eos) for name, shards in sources.items()},
-        {
-            language: _mapped(str(folder), shard.files, eos, shard.digest)
-            for language, shard in manifest.held_out.items()
-        },
-        _read_counts(folder, manifest.token_counts, tokenizer.vocab_size),
-    )
+    streams = {name: ShardedStream(folder, shards, eos) for name, shards in sources.items()}
+    held_out = {
+        language: _mapped(str(folder), shard.files, eos, shard.digest)
+        for language, shard in manifest.held_out.items()
+    }
+    counts = _read_counts(folder, manifest.token_counts, tokenizer.vocab_size)
+    return TokenisedSources(streams, held_out, counts)
 
 
 def _check_same_text(
@@ -200,9 +187,8 @@ def _check_same_text(
     for name, source in settings.sources.items():
         if name not in prepared.sources or name not in manifest.sources:
             known = ", ".join(prepared.sources)
-            raise DataError(
-                f"data.sources.{name}: {folder} has only {known}; prepare another folder with it"
-            )
+            remedy = "prepare another folder with it"
+            raise DataError(f"data.sources.{name}: {folder} has only {known}; {remedy}")
         if source != prepared.sources[name]:
             raise DataError(
                 f"data.sources.{name} = {source}: {folder} was prepared from"
@@ -226,17 +212,15 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         remedy = "run slm2 prepare with this configuration"
         raise DataError(f"{where}: {MANIFEST}: {error.strerror}; {remedy}") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise _damaged(folder, f"{MANIFEST} is damaged") from None
-    raise DataError(
-        f"{where}: has format {number!r}, this version reads {FORMAT}; prepare another folder"
-    )
+    formats = f"has format {number!r}, this version reads {FORMAT}"
+    raise DataError(f"{where}: {formats}; prepare another folder")
 
 
 def verify(folder: Path, shards: Iterable[Shard], *, every_byte: bool) -> None:
-    """Hold the files against the manifest: type, length, with `every_byte` digests.
-
-    Works on all cores. Raises DataError for the first that is not as it was written.
+    """Hold the files against the manifest, on all cores: type, length, and digests with
+    `every_byte`. Raises DataError for the first that is not as it was written.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for complaint in pool.map(lambda shard: _complaint(folder, shard, every_byte), shards):
@@ -249,7 +233,7 @@ def _complaint(folder: Path, shard: Shard, every_byte: bool) -> str | None:
     expected = ((shard.tokens, np.dtype(np.uint32)), (shard.documents, np.dtype(np.int64)))
     for name, (length, dtype) in zip(shard.files, expected, strict=True):
         try:
-            array = _load_mapped(folder / name)
+            array = open_memmap(folder / name, mode="r")
         except Exception as error:  # NumPy raises many kinds for a damaged head
             reason = str(error).partition("\n")[0]
             return f"{name} is missing or cut short ({reason})"
@@ -273,7 +257,5 @@ def _read_counts(folder: Path, digest: str, vocab_size: int) -> dict[str, Int[np
 
 
 def _damaged(folder: Path, complaint: str) -> DataError:
-    return DataError(
-        f"data.prepared = {str(folder)!r}: {complaint}; copy that file again, or prepare another"
-        " folder"
-    )
+    remedy = "copy that file again, or prepare another folder"
+    return DataError(f"data.prepared = {str(folder)!r}: {complaint}; {remedy}")

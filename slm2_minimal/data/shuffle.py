@@ -1,9 +1,8 @@
 """A random-looking order of any length that is computed, not stored.
 
-The sequences of the full run number half a billion; a stored permutation of them would
-take gigabytes on every process. A Feistel network is a bijection of its domain whatever
-its round function is, so any place of the order is answered alone, in a few
-microseconds.
+A stored permutation of the full run's half a billion sequences would take gigabytes on
+every process. A Feistel network is a bijection of its domain whatever its round
+function is, so any place of the order is answered alone, in a few microseconds.
 """
 
 MASK = 2**64 - 1
@@ -14,15 +13,12 @@ class Permutation:
     """A bijection of 0 .. length - 1, chosen by `key`.
 
     `Permutation(length, *key)[i]` is the i-th number of the shuffled order. The network
-    works on the smallest even number of bits that holds `length`, at most four times as
-    many values. A value outside is sent through again until it falls inside ("cycle
-    walking"), which keeps the map a bijection.
+    works on an even number of bits, at most four times as many values. One outside is
+    sent through again until it falls inside ("cycle walking"): still a bijection.
     """
 
     def __init__(self, length: int, *key: int) -> None:
-        """`key` is any integers, such as a seed, a source and an epoch: each of them
-        changes the whole order.
-        """
+        """`key`: any integers, as a seed and an epoch; each changes the whole order."""
         self.length = length
         self.half = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
         state = 0

@@ -1,8 +1,5 @@
 """From the `[data]` table to a loader: what `slm2 prepare` has written, or texts that
-are read, split and tokenised on the spot.
-
-The second way holds all tokens in memory, which suits the embedded corpus and small
-files of one's own.
+are tokenised on the spot and held in memory, which suits the embedded corpus.
 """
 
 import logging
@@ -45,9 +42,6 @@ class TrainingData:
 def open_training_data(config: DataConfig, tokenizer: Tokenizer) -> TrainingData:
     """Build the loader and the validation streams.
 
-    The held-out documents are chosen by id, and parallel documents share their id: no
-    translation of a validation text is trained on.
-
     Raises:
         ConfigError: no sources are named. DataError: a source is empty or cannot be
         read, nothing is held out though `validation_percent` asks for it, or the
@@ -83,9 +77,8 @@ def open_training_data(config: DataConfig, tokenizer: Tokenizer) -> TrainingData
 
 
 def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
-    """Read, split and tokenise the sources. Raises DataError for one without text.
-
-    Records that cannot be used are counted and said.
+    """Read, split and tokenise the sources; records that cannot be used are counted and
+    said. Raises DataError for a source without documents.
     """
     split = Split(tokenizer, config.validation_percent)
     streams: dict[str, TokenStream] = {}

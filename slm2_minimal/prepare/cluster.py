@@ -2,13 +2,12 @@
 machine or on many, with datatrove (extra `cluster`).
 
 The files of all sources, in their order, are dealt to the tasks in runs of about equal
-size. So the order of tasks, and within a task of documents, is the order of `prepare`,
-and the same document of every cluster of duplicates stays. What comes out is
-`prepare`'s, document for document; only the borders between shards lie elsewhere.
+size. So documents stay in the order of `prepare`, and what comes out is the same,
+document for document; only the borders between shards lie elsewhere.
 
 On SLURM, datatrove's executor runs the tasks. On one machine they run in our own
-processes: its pool waits for ever for a process that was killed. Both leave its marks
-of the tasks that are complete.
+processes: its pool waits for ever for one that was killed. Both leave its marks of the
+tasks that are complete.
 """
 
 import json
@@ -39,10 +38,9 @@ from slm2_minimal.data.shards import MANIFEST
 from slm2_minimal.prepare.handover import is_sealed, read_record, write_record
 from slm2_minimal.prepare.publish import PrepareReport, is_prepared, publish
 from slm2_minimal.prepare.run import claim, mark_duplicates, report_of, require_documents, text_read
-from slm2_minimal.prepare.units import Unit, ingest
+from slm2_minimal.prepare.units import Unit, ingest, local_files
 from slm2_minimal.prepare.work import Job, benchmark_index, key_unit, tokenise_unit
 from slm2_minimal.prepare.workers import in_parallel
-from slm2_minimal.text.documents import text_files
 
 TASKS = "tasks.json"
 LOGS = "logs"
@@ -57,13 +55,11 @@ log = logging.getLogger(__name__)
 
 
 def run_local(run: RunConfig, tasks: int | None = None) -> PrepareReport:
-    """Prepare on this machine, in `tasks` (one per worker where not given) that
+    """Prepare on this machine, in `tasks` (by default one per worker) that
     `prepare.workers` processes share.
 
-    Raises:
-        ConfigError, DataError: as `prepare`, and another number of tasks than the
-        folder was begun with. RuntimeError: a process was killed. What was written
-        stays, and the same call goes on from there.
+    Raises as `prepare`, and ConfigError for other `tasks` than the folder was begun
+    with.
     """
     return report_of(_claim(run, tasks, run.prepare.workers or os.cpu_count() or 1), _run_stages)
 
@@ -71,13 +67,12 @@ def run_local(run: RunConfig, tasks: int | None = None) -> PrepareReport:
 def _run_stages(job: Job) -> None:
     for stage, work, count in stages(job):
         executor = LocalPipelineExecutor([], count, logging_dir=_logs(job, stage))
-        ranks = executor.get_incomplete_ranks()
-        if not ranks:
+        if ranks := executor.get_incomplete_ranks():
+            task = partial(_run_task, job, work, executor)
+            so_far = partial(text_read, job) if stage == "read" else str
+            in_parallel(stage, task, ranks, job.config.workers, so_far)
+        else:
             log.info(f"{stage:<8} | complete")
-            continue
-        so_far = partial(text_read, job) if stage == "read" else str
-        task = partial(_run_task, job, work, executor)
-        in_parallel(stage, task, ranks, job.config.workers, so_far)
 
 
 def _run_task(job: Job, work: Work, executor: LocalPipelineExecutor, rank: int) -> None:
@@ -95,10 +90,9 @@ def run_slurm(
     """Write a script per stage, and one that submits them, each after the one before;
     and run that, unless `dry_run`.
 
-    `tasks`: as many as there are files, at most MAX_ARRAY, where not given. `options`
-    are `sbatch`'s by their long names, over the defaults of 24 hours, one core and 4 GB
-    for a task. `prepare.workers`, where it is not 0, is how many tasks may run at a
-    time.
+    `tasks`: by default as many as there are files, at most MAX_ARRAY. `options` are
+    `sbatch`'s by their long names, over the defaults of 24 hours, one core and 4 GB for
+    a task. `prepare.workers`, but for 0, is how many tasks may run at a time.
 
     Raises:
         ConfigError: no `sbatch` here, or a folder that the scripts cannot name.
@@ -166,8 +160,7 @@ def _write_script(executor: SlurmPipelineExecutor) -> str | None:
 
     Its own `launch_job` has no dry run, needs a partition, and adds a job.
     """
-    ranks = executor.get_incomplete_ranks()
-    if not ranks:
+    if not (ranks := executor.get_incomplete_ranks()):
         return None
     folder = executor.logging_dir
     with folder.open("executor.pik", "wb") as file:
@@ -259,8 +252,7 @@ def all_units(job: Job) -> list[Unit]:
     for rank in range(len(shares(job))):
         before = dict(last)
         for unit in units_of(job, rank):
-            end = before.get(unit.source)
-            if end:
+            if end := before.get(unit.source):
                 skipped = dict(Counter(end.skipped) + Counter(unit.skipped))
                 unit = replace(unit, read=end.read + unit.read, skipped=skipped)
             units.append(unit)
@@ -287,9 +279,7 @@ def stages(job: Job) -> list[tuple[str, Work, int]]:
 
 
 def _claim(run: RunConfig, tasks: int | None, default: int | None) -> Job:
-    """Take the folder as `run.claim` does, deal the files to the tasks once, and index
-    the evaluation sets.
-    """
+    """As `run.claim`; deals the files to the tasks once, and indexes the benchmarks."""
     if tasks is not None and not 1 <= tasks <= MAX_TASKS:
         raise ConfigError(f"tasks = {tasks}: must be from 1 to {MAX_TASKS:,}")
 
@@ -327,19 +317,16 @@ def source_files(job: Job) -> list[SourceFile]:
     """
     files: list[SourceFile] = []
     for name, source in job.data.sources.items():
-        if source.path is None or not Path(source.path).exists():
-            files.append((name, source.path, None))
-            continue
-        for file in text_files(Path(source.path)):
-            files.append((name, str(file), file.stat().st_size))
+        local = [(name, file, about.st_size) for file, about in local_files(source.path)]
+        files += local or [(name, source.path, None)]
     return files
 
 
 def deal(files: Sequence[SourceFile], tasks: int) -> list[Share]:
-    """For every task a run of the files; some tasks may have none.
+    """For every task a run of the files, of about equal size; some may have none.
 
-    The runs are of about equal size: a task has the files whose middles fall into its
-    part of all bytes. What has no size counts as one such part.
+    A task has the files whose middles fall into its part of all bytes. What has no size
+    counts as one such part.
     """
     known = sum(size or 0 for _, _, size in files)
     sizes = [max(known // tasks, 1) if size is None else size for _, _, size in files]

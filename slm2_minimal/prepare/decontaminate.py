@@ -2,9 +2,8 @@
 
 A place is contaminated where `n` words in a row also stand in an evaluation set, case,
 punctuation and white space aside. An index holds the hashes of all n-grams of the
-evaluation sets; documents are held against it batch by batch, and are dropped whole or
-lose the shared place. The defaults are those of GPT-3 (arXiv 2005.14165, appendix C);
-unlike there, an n-gram that many documents share is not excused.
+evaluation sets; documents are held against it in batches. The defaults are those of
+GPT-3 (arXiv 2005.14165, appendix C), but no n-gram is excused for being frequent.
 """
 
 import io
@@ -75,16 +74,13 @@ class BenchmarkIndex:
     def build(cls, benchmarks: Mapping[str, Iterable[str]], n: int = NGRAM) -> Self:
         """Index the texts of every benchmark by its name, read once, a batch at a time.
 
-        Raises:
-            DataError: `n` is no positive integer, there is no benchmark, or one has no
-            texts.
+        Raises DataError for an `n` below 1, no benchmark, or one without texts.
         """
         if not isinstance(n, int) or n < 1:
             raise DataError(f"n = {n!r}: must be a positive number of words; {NGRAM} is usual")
         if not benchmarks:
-            raise DataError(
-                "benchmarks = {}: nothing to look for; name at least one evaluation set"
-            )
+            remedy = "name at least one evaluation set"
+            raise DataError(f"benchmarks = {{}}: nothing to look for; {remedy}")
         read = [_read(name, texts, n) for name, texts in benchmarks.items()]
         hashes = np.unique(np.concatenate([its_hashes for _, its_hashes in read]))
         members = np.zeros((-(-len(read) // 64), len(hashes)), dtype=np.uint64)
@@ -133,9 +129,8 @@ class BenchmarkIndex:
         )
 
     def _probable(self, hashes: UInt64[np.ndarray, " N"]) -> Int64[np.ndarray, " probable"]:
-        """Where `hashes` holds all that are in the index and few others.
-
-        A search costs much more than a look at the filter.
+        """Where `hashes` holds all that are in the index and few others: a search costs
+        much more than a look at the filter.
         """
         byte, bit = self._places(hashes)
         return np.flatnonzero(self._filter.take(byte) >> bit & np.uint8(1))
@@ -161,10 +156,8 @@ class BenchmarkIndex:
         return byte, (leading & np.uint64(7)).astype(np.uint8)
 
     def save(self, path: Path) -> None:
-        """Write the index to `path`, whole or not at all.
-
-        The file is a .npy array uint64 [1 + W, G] of hashes and members, a .npy array
-        of the bytes of a JSON text (n and the benchmarks), and the CRC-32 of both.
+        """Write the index, whole or not at all: uint64 [1 + W, G] of hashes and members
+        as .npy, the bytes of a JSON text (n, benchmarks) as .npy, the CRC-32 of both.
         """
         about = {"n": self.n, "benchmarks": [vars(benchmark) for benchmark in self.benchmarks]}
         content = io.BytesIO()
@@ -190,9 +183,8 @@ class BenchmarkIndex:
                 about = json.loads(np.load(file, allow_pickle=False).tobytes())
         except (OSError, EOFError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise DataError(
-                f"index = {str(path)!r}: cannot be read ({reason}); build and save it again"
-            ) from None
+            complaint = f"cannot be read ({reason}); build and save it again"
+            raise DataError(f"index = {str(path)!r}: {complaint}") from None
         benchmarks = tuple(Benchmark(**benchmark) for benchmark in about["benchmarks"])
         rows = np.asarray(numbers)  # still mapped
         return cls(rows[0], rows[1:], benchmarks, about["n"])
@@ -201,9 +193,8 @@ class BenchmarkIndex:
 def _read(name: str, texts: Iterable[str], n: int) -> tuple[Benchmark, UInt64[np.ndarray, " G"]]:
     """One benchmark, and the hashes of its n-grams, each once."""
     if isinstance(texts, str):  # a string is an iterable of strings too, of its letters
-        raise DataError(
-            f"benchmarks.{name} = {texts[:20]!r}: must be texts, not one text; write [text]"
-        )
+        complaint = "must be texts, not one text; write [text]"
+        raise DataError(f"benchmarks.{name} = {texts[:20]!r}: {complaint}")
     count = 0
     too_short = 0
     parts = [np.empty(0, dtype=np.uint64)]
@@ -213,9 +204,8 @@ def _read(name: str, texts: Iterable[str], n: int) -> tuple[Benchmark, UInt64[np
         count += len(batch)
         too_short += int((np.diff(starts) == 0).sum())
     if not count:
-        raise DataError(
-            f"benchmarks.{name} = 0 texts: nothing to look for; check its path, or leave it out"
-        )
+        complaint = "nothing to look for; check its path, or leave it out"
+        raise DataError(f"benchmarks.{name} = 0 texts: {complaint}")
     return Benchmark(name, count, too_short), np.unique(np.concatenate(parts))
 
 
@@ -277,13 +267,12 @@ def clean(
     min_piece: int = MIN_PIECE,
     max_pieces: int = MAX_PIECES,
 ) -> tuple[list[list[str]], Contamination]:
-    """What stays of each text, and what was met. Give long corpora in batches.
+    """What stays of each text, and what was met. Give corpora in batches.
 
     A text without hits stays as it is: `[text]`. With the policy "drop", nothing stays
     of one with hits. With "cut", its NFC form loses every hit with `window` characters
-    on either side, and more up to the next character that is no letter, mark or digit,
-    so that no word is cut. More than `max_pieces` pieces: nothing stays; else those of
-    `min_piece` characters or more.
+    on either side, and more up to a word's edge. Of more than `max_pieces` pieces
+    nothing stays, else those of `min_piece` characters or more.
 
     Raises ConfigError for an unknown policy or a negative window.
     """

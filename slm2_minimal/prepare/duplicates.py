@@ -1,12 +1,12 @@
 """Which documents repeat others, exactly or nearly, over any number of files (report
 section 2).
 
-Each unit of documents (a shard, say) is turned once into a small file of keys, a column
-per question: which text, which id, which band of its MinHash signature? The columns of
-all units are then sorted one at a time. Documents that share a key are linked, linked
-documents make clusters, and of each cluster one document stays. Similarity is not
-checked again: a cluster may join A to C through B, and some candidates are less similar
-than was meant (`LSH.probability` says how many).
+Each unit of documents is turned once into a small file of keys, a column per question:
+which text, which id, which band of its MinHash signature? The columns of all units are
+then sorted one at a time. Documents that share a key are linked, linked documents make
+clusters, and of each cluster one document stays. Similarity is not checked again: a
+cluster may join A to C through B, and some candidates are less similar than was meant
+(`LSH.probability` says how many).
 """
 
 import hashlib
@@ -79,8 +79,7 @@ def write_keys(path: Path, documents: Iterable[tuple[str, str]], lsh: LSH | None
     """Write the keys of one unit's documents, each given as (id, text).
 
     The file is a .npy array uint64 [4 + bands, documents], without bands where `lsh` is
-    None and only exact duplicates are asked for. Documents are taken a batch at a time;
-    what is held is their keys, 8 bytes each.
+    None and only exact duplicates are asked for.
     """
     columns = BANDS + (lsh.bands if lsh else 0)
     parts = [np.empty((columns, 0), dtype=np.uint64)]
@@ -105,17 +104,16 @@ class _Keys:
         self.starts = np.cumsum([0, *(self._open(path).shape[1] for path in paths)])
 
     def _open(self, path: Path) -> UInt64[np.ndarray, "columns n"]:
-        remedy = "write them again with write_keys and the same LSH"
         try:
             keys = np.lib.format.open_memmap(path, mode="r")
+            if keys.dtype == np.uint64 and keys.ndim == 2 and keys.shape[0] == self.columns:
+                return keys
+            expected = f"uint64 [{self.columns}, documents]"
+            complaint = f"{keys.dtype} {list(keys.shape)}, must be {expected}"
         except Exception as error:  # for a damaged header NumPy raises whatever its parser meets
-            raise DataError(f"keys = {str(path)!r}: cannot be read ({error}); {remedy}") from None
-        if keys.dtype != np.uint64 or keys.ndim != 2 or keys.shape[0] != self.columns:
-            raise DataError(
-                f"keys = {str(path)!r}: {keys.dtype} {list(keys.shape)}, must be uint64"
-                f" [{self.columns}, documents]; {remedy}"
-            )
-        return keys
+            complaint = f"cannot be read ({error})"
+        remedy = "write them again with write_keys and the same LSH"
+        raise DataError(f"keys = {str(path)!r}: {complaint}; {remedy}")
 
     def __getitem__(self, column: int) -> UInt64[np.ndarray, " n"]:
         """One column, copied file by file, so that each file is closed."""
@@ -139,11 +137,9 @@ def find_duplicates(
     """Find the duplicates among all units, whose keys `write_keys` wrote to `paths`.
 
     Of every cluster stays the first document, in the order of units and rows, or the
-    longest text (of equally long ones the first). `lsh` is that of the keys; `sources`
-    names the source of each unit, for the report. Texts without words are compared
-    exactly only. One column of all units is held at a time, with its order, beside the
-    clusters so far: about 40 MB per million documents, 75 MB where most of them are
-    duplicates.
+    longest text (of equally long ones the first). `sources` names each unit's source,
+    for the report. Texts without words are compared exactly only. Memory is about 40 MB
+    per million documents, 75 MB where most of them are duplicates.
 
     Raises:
         ConfigError: an unknown `keep`, or not one source per unit.
@@ -152,12 +148,16 @@ def find_duplicates(
     if keep not in ("first", "longest"):
         raise ConfigError(f"keep = {keep!r}: must be 'first' or 'longest'")
     if len(sources) != len(paths):
-        raise ConfigError(
-            f"sources = {len(sources)} of them: must be one for each of the {len(paths)} units"
-        )
+        complaint = f"must be one for each of the {len(paths)} units"
+        raise ConfigError(f"sources = {len(sources)} of them: {complaint}")
+
+    # Copies share both halves of their digest, near duplicates a band
     keys = _Keys(paths, lsh)
     label = np.arange(keys.starts[-1])
-    _link_copies(label, keys)
+    left, right = _neighbours(keys[TEXT])
+    rest = keys[TEXT_REST]
+    same = rest[left] == rest[right]
+    link(label, left[same], right[same])
     exact_removed = int((label != np.arange(len(label))).sum())
     for band in range(lsh.bands if lsh else 0):
         link(label, *_neighbours(keys[BANDS + band]))
@@ -185,14 +185,6 @@ def find_duplicates(
         repeated_ids=int((ids[1:] == ids[:-1]).sum()),
     )
     return Duplicates(units, largest, report)
-
-
-def _link_copies(label: Int64[np.ndarray, " n"], keys: _Keys) -> None:
-    """Join documents whose texts are the same, by both halves of their digests."""
-    left, right = _neighbours(keys[TEXT])
-    rest = keys[TEXT_REST]
-    same = rest[left] == rest[right]
-    link(label, left[same], right[same])
 
 
 def _neighbours(

@@ -1,8 +1,7 @@
 """What one stage leaves for another, and that it is read as it was written.
 
-Beside every such file stands its seal, `NAME.sha256`. It is written last: where it
-stands, the file is complete. A reader holds the file against it, so that what a disk
-has altered meanwhile is an error and no other result.
+Beside every such file stands its seal, `NAME.sha256`, written last: where it stands,
+the file is complete. A reader holds the file against it.
 """
 
 import functools
@@ -52,7 +51,7 @@ def is_sealed(path: Path) -> bool:
 def sealed(path: Path) -> Path:
     """The path of a file that is as it was sealed. Raises DataError for any other."""
     try:
-        if sha256(path).encode() == Path(f"{path}.sha256").read_bytes():
+        if sha256(path) == Path(f"{path}.sha256").read_text("latin-1"):
             return path
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: is missing; {AGAIN}") from None
@@ -73,10 +72,7 @@ def read_record(path: Path, kind: type[Kind]) -> Kind:
 
 
 def read_checked(path: Path, kind: type[Kind], remedy: str) -> Kind:
-    """A JSON file as `kind`, all of its fields there and of their types.
-
-    Raises DataError, with the remedy, for any other.
-    """
+    """A JSON file as `kind`. Raises DataError, with the remedy, where it is none."""
     try:
         return adapter(kind).validate_python(json.loads(path.read_bytes()))
     except OSError as error:

@@ -50,16 +50,16 @@ class LSH:
 
     def probability(self, jaccard: ArrayLike) -> Float[np.ndarray, "..."]:
         """The chance to become candidates, by similarity: 1 - (1 - s^rows)^bands."""
-        return _s_curve(np.asarray(jaccard, dtype=np.float64), self.bands, self.rows)
+        return 1 - (1 - np.asarray(jaccard, dtype=np.float64) ** self.rows) ** self.bands
 
     @classmethod
     def for_similarity(
         cls, similarity: float, permutations: int = 128, shingle: int = 5, seed: int = 1
     ) -> Self:
-        """The bands and rows whose S-curve comes closest to a step at `similarity`.
+        """At most `permutations` in the bands and rows whose S-curve comes closest to a
+        step at `similarity`: the smallest area of candidates below and misses above.
 
-        They have at most `permutations` in all. Closest means the smallest area of
-        candidates below plus misses above. Raises ConfigError for what cannot be.
+        Raises ConfigError for what cannot be.
         """
         if not 0 < similarity < 1:
             raise ConfigError(
@@ -71,18 +71,12 @@ class LSH:
 
         grid = (np.arange(1000) + 0.5) / 1000
         step = grid > similarity
-        shapes = [
-            (bands, rows)
+        choices = [
+            cls(bands, rows, shingle, seed)
             for rows in range(1, permutations + 1)
             for bands in range(1, permutations // rows + 1)
         ]
-        errors = [np.abs(_s_curve(grid, bands, rows) - step).sum() for bands, rows in shapes]
-        bands, rows = shapes[int(np.argmin(errors))]
-        return cls(bands, rows, shingle, seed)
-
-
-def _s_curve(jaccard: Float[np.ndarray, "..."], bands: int, rows: int) -> Float[np.ndarray, "..."]:
-    return 1 - (1 - jaccard**rows) ** bands
+        return min(choices, key=lambda lsh: np.abs(lsh.probability(grid) - step).sum())
 
 
 def signatures(texts: Iterable[str], lsh: LSH) -> UInt32[np.ndarray, "n permutations"]:
@@ -98,10 +92,9 @@ def signatures(texts: Iterable[str], lsh: LSH) -> UInt32[np.ndarray, "n permutat
 
 
 def batches(items: Iterable[Item], text: Callable[[Item], str] = str) -> Iterator[list[Item]]:
-    """Successive items in lists of about BATCH characters of their texts.
+    """Successive items in lists of about BATCH characters of what `text` gives of each.
 
-    A longer text comes alone or last. Items are texts themselves, unless `text` gives
-    the text of one.
+    A longer text comes alone or last.
     """
     batch: list[Item] = []
     size = 0

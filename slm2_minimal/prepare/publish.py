@@ -115,10 +115,8 @@ class ContaminationReport:
 
 @dataclass(frozen=True)
 class PrepareReport:
-    """What was read, left out and kept, per source and in all.
-
-    It has no times, so that it is the same for the same input. `duplicates` is None
-    where they may stay, `contamination` where there are no benchmarks.
+    """What was read, left out and kept; the same for the same input. `duplicates` is
+    None where they may stay, `contamination` where there are no benchmarks.
     """
 
     sources: dict[str, SourceReport]
@@ -129,9 +127,8 @@ class PrepareReport:
 def publish(
     job: Job, units: list[Unit], results: list[UnitResult], duplicates: DuplicatesReport | None
 ) -> None:
-    """Merge what the units left, write report and manifest, remove the work.
-
-    Raises DataError, and writes nothing, where no text is left to train on.
+    """Merge what the units left, write report and manifest, remove the work. Raises
+    DataError, and writes nothing, where no text is left to train on.
     """
     pairs = list(zip(units, results, strict=True))
     by_source = {
@@ -141,11 +138,9 @@ def publish(
 
     # What was read and what is left
     index = benchmark_index(job)
-    report = PrepareReport(
-        {name: SourceReport.of(pairs) for name, pairs in by_source.items()},
-        duplicates,
-        ContaminationReport.of(_contamination_of(pairs), index) if index else None,
-    )
+    contamination = ContaminationReport.of(_contamination_of(pairs), index) if index else None
+    rows = {name: SourceReport.of(own) for name, own in by_source.items()}
+    report = PrepareReport(rows, duplicates, contamination)
     if not any(row.tokens for row in report.sources.values()):
         counts = "; ".join(f"{name}: {row}" for name, row in report.sources.items())
         raise DataError(
@@ -155,8 +150,9 @@ def publish(
 
     # What training reads
     _write_counts(job, units)
+    tokenizer = job.tokenizer
     manifest = Manifest(
-        tokenizer=TokenizerName.of(job.tokenizer),
+        tokenizer=TokenizerName(tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size),
         read=ReadingSettings.of(job.data),
         sources={name: [result.shard for _, result in own] for name, own in by_source.items()},
         held_out=_write_held_out(job, units),
@@ -202,10 +198,7 @@ def _write_counts(job: Job, units: list[Unit]) -> None:
 
 
 def _write_held_out(job: Job, units: list[Unit]) -> dict[str, Shard]:
-    """A shard of held-out documents for each language.
-
-    They are numbered, since a language may have any name.
-    """
+    """A shard of held-out documents for each language, which may have any name."""
     paths: dict[str, list[Path]] = defaultdict(list)  # the files that have some of a language
     for unit in units:
         path = sealed(job.path("held_out", unit))
@@ -235,10 +228,9 @@ def summary(report: PrepareReport) -> list[str]:
 
     # A row for each source
     for name, row in report.sources.items():
-        numbers = (
-            row.read, sum(row.skipped.values()), row.duplicates,
-            sum(row.contaminated.values()), row.held_out, row.documents, row.tokens,
-        )  # fmt: skip
+        left_out, contaminated = (sum(n.values()) for n in (row.skipped, row.contaminated))
+        numbers = [row.read, left_out, row.duplicates, contaminated]
+        numbers += [row.held_out, row.documents, row.tokens]
         lines.append(f"{name:<16}" + "".join(f"{number:>14,}" for number in numbers))
 
     # What to know about some of them

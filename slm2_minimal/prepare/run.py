@@ -1,10 +1,9 @@
 """`slm2 prepare`: from raw text to shards, on one machine.
 
 Five stages, each of which leaves complete files behind: read and filter (`units`), keys
-of every unit, duplicates over all of them (`duplicates`), then evaluation text out
-(`decontaminate`) and tokens in (`work`), and the manifest last. A unit's files depend
-on the configuration and on the text alone. So a run that was killed goes on where it
-was, and ends with the bytes of one that was not.
+of every unit, duplicates over all of them (`duplicates`), then evaluation text out and
+tokens in (`work`), and the manifest (`publish`). A unit's files depend on configuration
+and text alone. So a run that was killed goes on, to the bytes of one that was not.
 """
 
 import logging
@@ -25,10 +24,10 @@ from slm2_minimal.files import locked, write_array, write_json
 from slm2_minimal.prepare import handover
 from slm2_minimal.prepare.duplicates import DuplicatesReport, find_duplicates
 from slm2_minimal.prepare.publish import PrepareReport, is_prepared, publish, read_report, summary
-from slm2_minimal.prepare.units import Unit, read_unit
+from slm2_minimal.prepare.units import Unit, local_files, read_unit
 from slm2_minimal.prepare.work import Job, benchmark_index, ingest_source, key_unit, tokenise_unit
 from slm2_minimal.prepare.workers import in_parallel
-from slm2_minimal.text.documents import HUB_ID, SUFFIXES, text_files
+from slm2_minimal.text.documents import HUB_ID, SUFFIXES
 
 SETTINGS = "settings.json"
 # What `files.whole_file` leaves of a file of ours where its process is killed.
@@ -53,14 +52,11 @@ class Settings:
 
 def prepare(run: RunConfig) -> PrepareReport:
     """Write shards, manifest and report into `data.prepared`, going on where an earlier
-    call was stopped.
-
-    Progress and the report's summary go to the log, at level INFO.
+    call was stopped. The log says how far it is, and the report's summary.
 
     Raises:
         ConfigError, DataError: what cannot be right or cannot be read. RuntimeError: a
-        process was killed. In every case what is complete stays, and the same call goes
-        on from there.
+        process was killed. In every case what is complete stays.
     """
     return report_of(claim(run), _prepare)
 
@@ -77,9 +73,8 @@ def report_of(job: Job, work: Callable[[Job], object]) -> PrepareReport:
 
 @contextmanager
 def alone(job: Job) -> Iterator[None]:
-    """Lock the folder against other calls, and sweep up behind a killed one.
-
-    Its processes may need a moment to end.
+    """Lock the folder against other calls, and sweep up behind a killed one, whose
+    processes may need a moment to end.
     """
     with ExitStack() as stack:
         for _ in range(SECONDS_TO_WAIT + 1):
@@ -156,7 +151,7 @@ def require_documents(job: Job, units: list[Unit]) -> None:
 def mark_duplicates(job: Job, units: list[Unit]) -> DuplicatesReport | None:
     """Write a bool array for each unit: which of its documents are to be removed.
 
-    Nothing is done, and None returned, where duplicates may stay.
+    Where duplicates may stay, it does nothing.
     """
     if job.config.duplicates == "keep":
         return None
@@ -184,8 +179,7 @@ def _named(job: Job, units: list[Unit], number: int, row: int) -> dict[str, str]
 
 
 def claim(run: RunConfig) -> Job:
-    """Check what can be checked before any work, and take the folder: it holds one
-    configuration's work and no other's.
+    """Check what can be checked before any work, and take the folder.
 
     Raises:
         ConfigError: no folder, no sources, or a source's name that cannot be a file's.
@@ -285,4 +279,4 @@ def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
             f"data.prepared = {str(job.folder)!r}: lies inside {source}, which would then be read"
             " with it; name another folder"
         )
-    return [[str(file), file.stat().st_size] for file in text_files(path)]
+    return [[name, about.st_size] for name, about in local_files(source)]

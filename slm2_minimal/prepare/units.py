@@ -2,12 +2,12 @@
 files it came in.
 
 A unit is what one process works on at a time, and becomes one shard. It is two files:
-`NAME.txt`, the documents' UTF-8 end to end, and `NAME.json`, what is known of each, and
-how far the source had been read when the unit was full. The second is written last:
-where it stands, the unit is complete. Beside them, `SOURCE.inputs` says which files
-were read: units of files that have changed meanwhile are not gone on from.
+`NAME.txt`, the documents' UTF-8 end to end, and, written last, `NAME.json`, what is
+known of each, and how far the source had been read. Beside them, `SOURCE.inputs` says
+which files were read: units of files that have changed are not gone on from.
 """
 
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -82,18 +82,23 @@ def ingest(
     return units
 
 
+def local_files(path: str | None) -> list[tuple[str, os.stat_result]]:
+    """The files that are read at a path; none for the corpus and the Hub."""
+    if path is None or not Path(path).exists():
+        return []
+    return [(str(file), file.stat()) for file in text_files(Path(path))]
+
+
 def hold_inputs(record: Path, paths: Sequence[str | None], *, begun: bool) -> bool:
-    """Note which local files are read, if any; once `begun`, they must stay the same.
+    """Note which local files are read, if any, with size and time of the last change.
 
-    A file is known by its size and the time of its last change.
-
-    Raises DataError for files that have changed.
+    Once `begun`, they must stay the same: raises DataError for files that have changed.
     """
-    files: list[tuple[str, int, int]] = []
-    for path in paths:
-        for file in text_files(Path(path)) if path and Path(path).exists() else []:
-            about = file.stat()
-            files.append((ascii(str(file)), about.st_size, about.st_ctime_ns))
+    files = [
+        (ascii(name), about.st_size, about.st_ctime_ns)
+        for path in paths
+        for name, about in local_files(path)
+    ]
     if not begun:
         handover.write_record(record, files)
     elif files != handover.read_record(record, list[tuple[str, int, int]]):
@@ -165,9 +170,8 @@ def complete_units(folder: Path, stem: str) -> list[Unit]:
 
 
 def read_unit(folder: Path, unit: Unit) -> Iterator[Document]:
-    """The documents of a unit, their texts in NFC, read one by one.
-
-    Raises DataError for a unit that is not as it was written.
+    """The documents of a unit, one by one. Raises DataError for a unit that is not as
+    it was written.
     """
     about = handover.read_record(folder / f"{unit.name}.json", _Contents)
     with handover.sealed(folder / f"{unit.name}.txt").open("rb", buffering=MEGABYTE) as file:

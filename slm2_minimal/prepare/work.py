@@ -1,9 +1,9 @@
 """What `slm2 prepare` does to one source or one unit: read it, make its keys, tokenise
 what stays of it.
 
-Each function writes files that are whole or absent, into the job's folder, and does
-nothing where they are there already. They know of no other unit, so any number of
-processes can share the work, on one machine (`run`) or on many (`cluster`).
+Each function writes files that are whole or absent, and does nothing where they are
+there. It knows of no other unit: any number of processes can share the work, on one
+machine (`run`) or on many (`cluster`).
 """
 
 import contextlib
@@ -115,10 +115,8 @@ def ingest_source(job: Job, name: str) -> list[Unit]:
 
 
 def key_unit(job: Job, unit: Unit) -> None:
-    """Write the keys of a unit's documents.
-
-    Translations share an id on purpose: an id is repeated where its source has it twice
-    in one language.
+    """Write the keys of a unit's documents. Translations share an id on purpose: it is
+    repeated where its source has it twice in one language.
     """
     path = job.path("keys", unit)
     if not handover.is_sealed(path):
@@ -153,11 +151,11 @@ def cached_tokenizer(name: str) -> Tokenizer:
 
 
 def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
-    """Take duplicates and evaluation text out of a unit, and write its shard.
+    """Take duplicates and evaluation text out of a unit; write its shard, held-out
+    documents, counts of ids by language, and last what was done.
 
-    Beside it are the held-out documents, and the counts of ids per language. The last
-    file says what was done. Memory at the peak is about 3 bytes per byte of the unit's
-    text (measured: Arcade100k on the embedded corpus).
+    Memory at the peak is about 3 bytes per byte of text (measured: Arcade100k on the
+    embedded corpus).
     """
     path = job.path("tokenised", unit)
     if handover.is_sealed(path):

@@ -43,8 +43,7 @@ def in_parallel(
     completed = queue.SimpleQueue[Future[Result]]()
     number = 0
     size_done = 0
-    started = time.perf_counter()
-    shown = started
+    started = shown = time.perf_counter()
 
     # Results as they come, and a line now and then
     with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
@@ -97,7 +96,5 @@ def _speed(size_done: int, size: int, seconds: float) -> str:
         return ""
     left = seconds * (size - size_done) / max(size_done, 1)
     megabytes = size_done / 1e6
-    return (
-        f" | {megabytes:,.1f} MB | {megabytes / max(seconds, 1e-9):,.1f} MB/s |"
-        f" {left // 60:.0f}:{left % 60:02.0f} left"
-    )
+    speed = f"{megabytes:,.1f} MB | {megabytes / max(seconds, 1e-9):,.1f} MB/s"
+    return f" | {speed} | {left // 60:.0f}:{left % 60:02.0f} left"

@@ -1,9 +1,8 @@
 """The corpus that comes with the package, and one way to it and to any other text.
 
 The embedded corpus was written for this project: the report's seven languages, parallel
-paragraph by paragraph (the same id in each), some code, and arithmetic that is
-generated. It is small, but it is real text, and parallel texts let languages be
-compared fairly.
+paragraph by paragraph (the same id in each), so that they can be compared fairly, some
+code, and arithmetic that is generated.
 """
 
 import itertools
@@ -32,23 +31,20 @@ def load_corpus(
 
     `path` is a file (see `documents.SUFFIXES`), a folder of such files, or a Hub id,
     `owner/name` or `owner/name:configuration`. A text file is one document. Records
-    need a field `text`, and may have `id`, `language`, `domain` and `title`; where
-    there is no id, it is the file's path below `path` and the record's number.
-    `languages` and `domains` narrow the choice.
+    need a field `text`, and may have `id`, `language`, `domain` and `title`; without an
+    id, it is the file's path below `path` and the record's number. `languages` and
+    `domains` narrow the choice.
 
-    Raises:
-        DataError: nothing there, or nothing that can be read as text; the message names
-        the file and line.
+    Raises DataError for nothing there, or what is no text, by its file and line.
     """
     stream = stream_corpus(path, languages=languages, domains=domains)
     documents = list(itertools.islice(stream, limit))
     if not documents:
         where = repr("embedded" if path is None else str(path))
-        chosen_languages = sorted(languages) if languages else "all"
-        chosen_domains = sorted(domains) if domains else "all"
+        chosen = [sorted(names) if names else "all" for names in (languages, domains)]
         raise DataError(
-            f"corpus = {where}: no document with languages = {chosen_languages}, domains ="
-            f" {chosen_domains}; check the names and the path"
+            f"corpus = {where}: no document with languages = {chosen[0]}, domains = {chosen[1]};"
+            " check the names and the path"
         )
     return documents
 
@@ -76,8 +72,7 @@ def stream_corpus(
     for document in documents:
         has_text = True
         right_language = languages is None or document.language in languages
-        right_domain = domains is None or document.domain in domains
-        if right_language and right_domain:
+        if right_language and (domains is None or document.domain in domains):
             yield document
 
     # of one file among several, all records may well be unusable
@@ -89,10 +84,7 @@ def stream_corpus(
 
 
 def arithmetic(count: int, seed: int = 0) -> Iterator[Document]:
-    """Documents of sums, differences, products and divisions with their results.
-
-    Each is a little harder than the one before.
-    """
+    """Documents of exercises in four kinds with results, each a little harder."""
     for number in range(count):
         rng = random.Random(f"{seed}/{number}")
         largest = 10 ** (1 + number * 3 // count)

@@ -57,10 +57,7 @@ class Document:
 
 
 def is_validation(document_id: str, percent: int) -> bool:
-    """Whether a document is held out: a fixed function of its id.
-
-    So it goes with all its translations, on any machine.
-    """
+    """Whether a document is held out, with its translations: a function of its id."""
     digest = hashlib.sha256(well_formed(document_id).encode()).digest()
     return int.from_bytes(digest[:8]) % 100 < percent
 
@@ -96,8 +93,8 @@ class DocumentReader:
     """Reads what stands at a path; records have their text in `text_field`.
 
     A record that cannot be used (not UTF-8, not JSON, no text, an over-long line) is an
-    error. With `skipped`, it is passed over and counted there by its reason. Missing
-    and damaged files are an error in either case.
+    error, or with `skipped` passed over and counted there by its reason. Missing and
+    damaged files are an error in either case.
     """
 
     text_field: str = "text"
@@ -106,10 +103,8 @@ class DocumentReader:
     def read(self, path: str | Path, root: str | Path | None = None) -> Iterator[Document]:
         """The documents of a file, a folder or a Hub id, in a fixed order.
 
-        Where `path` is one file of the folder `root`, documents without an id get the
-        one that they have where the whole folder is read.
-
-        Raises DataError for a path that is none of these, and what the class says.
+        Where `path` is one file of the folder `root`, ids are made as where the whole
+        folder is read. Raises DataError for a path that is none of these.
         """
         local = Path(expand(str(path), "path"))
         if _mode(local):
@@ -125,9 +120,8 @@ class DocumentReader:
             )
 
     def json_lines(self, path: Path, stem: str) -> Iterator[Document]:
-        """The documents of JSON Lines, plain or compressed, one object a line.
-
-        Those without an id are `stem` and the number of their line.
+        """The documents of JSON Lines, plain or compressed; those without an id are
+        `stem` and the number of their line.
         """
         number = 0
         try:
@@ -208,13 +202,12 @@ class DocumentReader:
     def _record(self, record: Any, where: str, default_id: str) -> Iterator[Document]:
         text = record.get(self.text_field) if isinstance(record, dict) else None
         if not isinstance(text, str):
-            self._skip(
-                "no text",
-                f"{where}: has no field {self.text_field!r} that holds a string; mend this record,"
-                " or if all are like it, rename the field (a source can name another as its"
-                " text_field)",
+            complaint = f"{where}: has no field {self.text_field!r} that holds a string"
+            remedy = (
+                "mend this record, or if all are like it, rename the field (a source can name"
+                " another as its text_field)"
             )
-            return
+            return self._skip("no text", f"{complaint}; {remedy}")
 
         fields = {"id": well_formed(default_id), "language": "und", "domain": "text", "title": ""}
         for key in FIELDS:
@@ -232,9 +225,9 @@ class DocumentReader:
 def text_files(path: Path) -> list[Path]:
     """The files of a folder that can be read, sorted; a file is its own list.
 
-    Hidden files and folders (`.git`) hold no text; files of other kinds are passed over
-    with a warning. Links are followed. A folder that several of them lead to counts
-    once, and under its own name where it stands below `path`.
+    Hidden ones (`.git`) hold no text; other kinds are passed over with a warning. Links
+    are followed; a folder that several lead to counts once, under its own name where it
+    stands below `path`.
 
     Raises:
         DataError: a folder without any, or one that cannot be read; what has the name

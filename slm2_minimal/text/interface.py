@@ -31,10 +31,8 @@ class Tokenizer(ABC):
     fingerprint: str  # a digest of the vocabulary: data tokenised with another one is refused
 
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids of `text` after NFC.
-
-        Only with `allow_special` does the name of a special token in it become that
-        token's id and not its characters.
+        """The ids of `text` after NFC. Only with `allow_special` does the name of a
+        special token in it become that token's id.
         """
         return self._encode_nfc(nfc(text), allow_special)
 
@@ -45,10 +43,8 @@ class Tokenizer(ABC):
     def encode_documents(
         self, texts: Sequence[str]
     ) -> tuple[UInt32[np.ndarray, " N"], Int64[np.ndarray, " texts"]]:
-        """The fast path for large amounts of text.
-
-        Returns the ids of all texts end to end, the end of text behind each, and how
-        many ids each text has, that one included.
+        """The fast path for much text: the ids of all texts end to end, the end of text
+        behind each, and how many ids each has, that one included.
         """
         eos = np.asarray([self.eos_token_id], dtype=np.uint32)
         arrays = [np.append(self._encode_nfc_array(nfc(text)), eos) for text in texts]
@@ -56,10 +52,7 @@ class Tokenizer(ABC):
         return np.concatenate([eos[:0], *arrays]), lengths
 
     def encode_stream(self, chunks: Iterable[str]) -> Iterator[int]:
-        """The ids of the chunks' concatenation.
-
-        Holds back only what the next chunk could still change.
-        """
+        """The ids of all chunks joined; what the next could change is held back."""
         held: list[str] = []  # joined at a cut only, so that each chunk is looked at once
         edge = ""  # the last two characters held, in which a cut may only now show
         for chunk in chunks:

@@ -67,11 +67,8 @@ class SentencePieceTokenizer(Tokenizer):
 def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
     """Train a model and write it to `path`. The same texts give the same bytes.
 
-    Text goes through as it is, no space added or removed, so that decoding gives it
-    back. Id 0 closes documents.
-
-    Raises DataError where SentencePiece refuses, for example because `vocab_size` is
-    more than the texts support.
+    Text goes through as it is, so that decoding gives it back. Id 0 closes documents.
+    Raises DataError where SentencePiece refuses, as for too large a `vocab_size`.
     """
     model = io.BytesIO()
     path = expand(str(path), "path")

@@ -81,12 +81,9 @@ def test_counts_run_through_all_parts_of_a_source(tmp_path: Path) -> None:
 
 
 def test_only_the_public_names_of_datatrove_are_used() -> None:
-    """No private method of it, no global of it that is replaced, and no subclass but of
-    the one that is made for it.
-    """
+    """No private method of it, no global of it that is replaced, and no subclass."""
     tree = ast.parse(Path(module.__file__).read_text())
-    bases = [b.id for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for b in c.bases]  # type: ignore[attr-defined]
-    assert bases == ["PipelineStep"]
+    assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(tree))
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     assert [
         node.attr for node in attributes if node.attr.startswith("_") and node.attr[1] != "_"
