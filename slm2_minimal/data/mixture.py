@@ -136,7 +136,7 @@ class Mixture:
     Each stage is a quota schedule of its own; a source goes on where the stage before
     left off. Within a stage, every source stays less than one sequence from its share
     at every prefix. From position 0 on, it stays less than k from the sum of its
-    shares, where k counts the stages begun, but for those of whole periods.
+    shares, where k counts the stages begun, but for those that were whole periods.
 
     Attributes:
         stages: with the weights of each divided by their common factor.

@@ -11,17 +11,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from slm2_minimal.config import DataError
+from slm2_minimal.data import shards
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.reading import ReadingSettings
-from slm2_minimal.data.shards import (
-    COUNTS,
-    MANIFEST,
-    Manifest,
-    Shard,
-    TokenizerName,
-    read_manifest,
-    write_shard,
-)
 from slm2_minimal.files import sha256, write_arrays, write_json
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination
 from slm2_minimal.prepare.duplicates import DuplicatesReport
@@ -151,15 +143,15 @@ def publish(
     # What training reads
     _write_counts(job, units)
     tokenizer = job.tokenizer
-    manifest = Manifest(
-        tokenizer=TokenizerName(tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size),
+    manifest = shards.Manifest(
+        tokenizer=shards.TokenizerName(tokenizer.name, tokenizer.fingerprint, tokenizer.vocab_size),
         read=ReadingSettings.of(job.data),
         sources={name: [result.shard for _, result in own] for name, own in by_source.items()},
         held_out=_write_held_out(job, units),
-        token_counts=sha256(job.folder / COUNTS),
+        token_counts=sha256(job.folder / shards.COUNTS),
     )
     write_json(job.folder / REPORT, asdict(report))
-    write_json(job.folder / MANIFEST, asdict(manifest))
+    write_json(job.folder / shards.MANIFEST, asdict(manifest))
     remove_work(job)
 
 
@@ -168,9 +160,9 @@ def is_prepared(job: Job) -> bool:
 
     Raises DataError for a manifest that cannot be read.
     """
-    if not (job.folder / MANIFEST).exists():
+    if not (job.folder / shards.MANIFEST).exists():
         return False
-    read_manifest(job.folder)
+    shards.read_manifest(job.folder)
     remove_work(job)  # left by a stop just after the manifest
     log.info(f"{job.folder} is prepared already; remove it to prepare it again")
     return True
@@ -194,10 +186,10 @@ def _write_counts(job: Job, units: list[Unit]) -> None:
     for unit in units:
         for language, counts in load_file(sealed(job.path("counts", unit))).items():
             total[language] = total.get(language, 0) + counts
-    write_arrays(job.folder / COUNTS, dict(sorted(total.items())))
+    write_arrays(job.folder / shards.COUNTS, dict(sorted(total.items())))
 
 
-def _write_held_out(job: Job, units: list[Unit]) -> dict[str, Shard]:
+def _write_held_out(job: Job, units: list[Unit]) -> dict[str, shards.Shard]:
     """A shard of held-out documents for each language, which may have any name."""
     paths: dict[str, list[Path]] = defaultdict(list)  # the files that have some of a language
     for unit in units:
@@ -207,7 +199,7 @@ def _write_held_out(job: Job, units: list[Unit]) -> dict[str, Shard]:
                 if name.endswith(STARTS):
                     paths[name.removesuffix(STARTS)].append(path)
 
-    shards = {}
+    written = {}
     eos = job.tokenizer.eos_token_id
     for number, language in enumerate(sorted(paths)):
         streams = []
@@ -215,10 +207,9 @@ def _write_held_out(job: Job, units: list[Unit]) -> dict[str, Shard]:
             with safe_open(path, "numpy") as file:
                 tokens, starts = (file.get_tensor(language + end) for end in ("", STARTS))
             streams.append(TokenStream(tokens, starts, eos))
-        shards[language] = write_shard(
-            job.folder, f"held_out.{number:03d}", TokenStream.joined(streams)
-        )
-    return shards
+        name = f"held_out.{number:03d}"
+        written[language] = shards.write_shard(job.folder, name, TokenStream.joined(streams))
+    return written
 
 
 def summary(report: PrepareReport) -> list[str]:

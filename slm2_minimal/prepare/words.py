@@ -183,9 +183,7 @@ def _fold(character: str) -> str:
 @functools.lru_cache(maxsize=1)
 def _powers(count: int) -> tuple[UInt64[np.ndarray, " count"], UInt64[np.ndarray, " count"]]:
     """BASE^i and BASE^-i mod 2**64 for i < count."""
-    tables = []
-    for factor in (BASE, pow(BASE, -1, 1 << 64)):
-        factors = np.full(count, factor, dtype=np.uint64)
-        factors[0] = 1
-        tables.append(np.cumprod(factors))
-    return tables[0], tables[1]
+    factors = np.full((2, count), [[BASE], [pow(BASE, -1, 1 << 64)]], dtype=np.uint64)
+    factors[:, 0] = 1
+    powers, inverses = np.cumprod(factors, axis=1)
+    return powers, inverses
