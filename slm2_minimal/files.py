@@ -81,8 +81,7 @@ def digest(content: Any) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Hold the file `path`, made where it is missing, against every other process.
 
-    Raises:
-        BlockingIOError: another process holds it. A process that ends lets go.
+    Raises BlockingIOError where another one holds it. A process that ends lets go.
     """
     with path.open("a") as file:
         try:

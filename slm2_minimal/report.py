@@ -10,7 +10,7 @@ import numbers
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from slm2_minimal.config import DataError
 
@@ -162,17 +162,14 @@ def shares(
     return {key: count / total for key, count in largest_first}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a mix takes from one source: its share, its tokens, how often it is read;
-    `warning` is empty where that is not too often.
-    """
+class Cost(NamedTuple):
+    """What a mix takes from one source."""
 
     name: str
     share: float
     tokens: int
-    epochs: float
-    warning: str
+    epochs: float  # how often it is read
+    warning: str  # empty where that is not too often
 
 
 def cost(tokens: float, sources: Sequence[Source] = _TABLE, max_epochs: float = 4.0) -> list[Cost]:
@@ -182,9 +179,8 @@ def cost(tokens: float, sources: Sequence[Source] = _TABLE, max_epochs: float = 
     with the share w is read w * tokens / size times. A row warns where that is more
     than `max_epochs`; lower its weight then, add text, or shorten the run.
 
-    Raises:
-        DataError: `tokens` is no number or below 1, `max_epochs` is not positive, or
-        there are no sources.
+    Raises DataError where `tokens` is no number or below 1, `max_epochs` is not
+    positive, or there are no sources.
     """
     if not isinstance(tokens, numbers.Real) or not 1 <= tokens < math.inf:
         raise DataError(

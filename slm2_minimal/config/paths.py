@@ -8,9 +8,8 @@ from slm2_minimal.config.errors import ConfigError
 def expand(text: str, field: str) -> str:
     """`text` as a path, with `~` and `~user` at its beginning replaced.
 
-    Raises:
-        ConfigError: no name, one that no file can have, or an unknown user; it calls
-        the path `field`.
+    Raises ConfigError, which calls the path `field`, for no name, one that no file can
+    have, or an unknown user.
     """
     if not text.strip():
         raise ConfigError(f"{field} = {text!r}: no name; give a path, '.' for the current folder")

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_shards
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from slm2_minimal.config import CheckpointError, ConfigError, ModelConfig, RunConfig
-from slm2_minimal.config.difference import first_difference
+from slm2_minimal.config.run import first_difference
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import digest, flush, read_json, sha256, write_json
 from slm2_minimal.model.transformer import StableLM2
@@ -230,15 +230,13 @@ def _checked_state(folder: Path, rank: int, size: int) -> dict[str, Any]:
     try:
         state = read_json(folder / STATE)
         digests = pydantic.TypeAdapter(dict[str, str]).validate_python(state["sha256"])
-        written = state.pop("digest", None)  # older versions wrote none
-        intact = written in (None, digest(state))
+        if state.pop("digest", None) not in (None, digest(state)):  # older ones have none
+            raise ValueError("altered")
     except OSError as error:
         message = f"{where}: {error.strerror}; give a folder that holds {STATE}"
         raise CheckpointError(message) from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        intact = False
-    if not intact:
-        raise DamagedCheckpoint(f"{where}: {STATE} is damaged; {REMOVE}")
+        raise DamagedCheckpoint(f"{where}: {STATE} is damaged; {REMOVE}") from None
 
     # Tensors are read from every such file in the folder, listed or not.
     for file in sorted(folder.glob("*.safetensors")):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import resource
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -12,13 +13,12 @@ from slm2_minimal.config import ConfigError
 # Dense 16-bit matrix peaks in FLOP/s, from the makers' data sheets, without sparsity.
 # Other devices are measured.
 DATA_SHEET_PEAK = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}
-PROBE_SECONDS = 0.5  # after which no further product is timed
+PROBE_SECONDS = 0.5  # after which nothing is timed once more
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of `train.device`; `auto` is CUDA where there is one.
-
-    Raises ConfigError for a device that is not there.
+    """The device of `train.device`; `auto` is CUDA where there is one. Raises
+    ConfigError for a device that is not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
@@ -57,31 +57,37 @@ def synchronize(device: torch.device) -> None:
 
 @functools.cache
 def matmul_flops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s of a square matrix product, measured now: the best of up to seven.
-
-    A product of two matrices of size x size counts 2 size^3 operations. Where one takes
-    long, as bf16 does on a CPU that emulates it, no more than PROBE_SECONDS are spent.
+    """FLOP/s of a product of two matrices of size x size, 2 size^3 operations, measured
+    now.
     """
     size = size or (4096 if device.type == "cuda" else 1024)
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / best_seconds(lambda: a @ b, device)
+
+
+def best_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes at best, of up to seven times.
+
+    Where it takes long, as bf16 does on a CPU that emulates it, no more than
+    PROBE_SECONDS are spent.
+    """
     best = float("inf")
     begin = time.perf_counter()
     for _ in range(7):
         synchronize(device)
         start = time.perf_counter()
-        _ = a @ b
+        work()
         synchronize(device)
         now = time.perf_counter()
         best = min(best, now - start)
         if now - begin > PROBE_SECONDS:
             break
-    return 2 * size**3 / best
+    return best
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """The FLOP/s that a share of peak is taken of.
-
-    The data sheet's for known GPUs in bf16; otherwise that of the measured product.
+    """The FLOP/s that a share of peak is taken of: the data sheet's for known GPUs in
+    bf16, otherwise what is measured.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -92,10 +98,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this rank has held at most.
-
-    The allocator's on a GPU, the process's resident memory on a CPU.
-    """
+    """Bytes that this rank has held at most, on a CPU those of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

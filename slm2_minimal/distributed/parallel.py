@@ -100,15 +100,9 @@ def parallelize(config: RunConfig, world: World, dtype: torch.dtype) -> Replica:
     """Build the run's model on `world`, initialised from `train.seed`.
 
     The weights are the same whatever the strategy and the number of ranks. Matrix
-    products run in `dtype`. Raises ConfigError where the strategy does not fit the
-    number of processes.
+    products run in `dtype`. Raises ConfigError as `resolve_strategy`.
     """
-    strategy = resolve_strategy(config, world.size)
-    if strategy != "single" and world.group is None:
-        raise ConfigError(
-            f"parallel.strategy = {strategy!r}: this is one process by itself; start it with"
-            " torchrun --nproc-per-node N -m slm2_minimal train CONFIG, or use single"
-        )
+    strategy = resolve_strategy(config, world.size, launched=world.group is not None)
 
     # Memory, then weights
     model = build_on_meta(config, world, dtype)
@@ -155,8 +149,12 @@ def build_on_meta(config: RunConfig, world: World, dtype: torch.dtype) -> Stable
     return model
 
 
-def resolve_strategy(config: RunConfig, processes: int) -> str:
-    """The strategy, `auto` decided. Raises ConfigError for one that does not fit."""
+def resolve_strategy(config: RunConfig, processes: int, *, launched: bool = True) -> str:
+    """The strategy, `auto` decided.
+
+    `launched` says that a launcher such as torchrun starts the processes: only then do
+    they find each other. Raises ConfigError for a strategy that does not fit.
+    """
     strategy = config.parallel.strategy
     if strategy == "auto":
         strategy = "single" if processes == 1 else "zero1"
@@ -169,24 +167,23 @@ def resolve_strategy(config: RunConfig, processes: int) -> str:
         raise ConfigError(
             f"model.tie_word_embeddings = true: cannot be sharded; use ddp instead of {strategy}"
         )
+    if strategy != "single" and not launched:
+        raise ConfigError(
+            f"parallel.strategy = {strategy!r}: this is one process by itself; start it with"
+            " torchrun --nproc-per-node N -m slm2_minimal train CONFIG, or use single"
+        )
     return strategy
 
 
 def _mesh(config: ParallelConfig, strategy: str, world: World) -> DeviceMesh:
     """The ranks as (repeat, shard), (shard, tensor) or (shard,), by what they share."""
     if strategy == "hybrid":
-        field, names = "shard_ranks", ("repeat", "shard")
         inner = config.shard_ranks or world.local_size
-    elif config.tensor_parallel > 1:
-        field, names = "tensor_parallel", ("shard", "tensor")
-        inner = config.tensor_parallel
-    else:
-        return world.mesh((world.size,), ("shard",))
-    if world.size % inner:
-        raise ConfigError(
-            f"parallel.{field} = {inner}: must divide the number of processes, {world.size}"
-        )
-    return world.mesh((world.size // inner, inner), names)
+        return world.mesh((world.size // inner, inner), ("repeat", "shard"))
+    inner = config.tensor_parallel
+    if inner > 1:
+        return world.mesh((world.size // inner, inner), ("shard", "tensor"))
+    return world.mesh((world.size,), ("shard",))
 
 
 def shard_model(model: StableLM2, mesh: DeviceMesh, strategy: str, dtype: torch.dtype) -> None:

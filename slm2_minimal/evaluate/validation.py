@@ -119,7 +119,8 @@ def validation_losses(
     its answer must be the same on all.
     """
     losses = {}
-    progress = _Progress(sum(each.num_batches(size) for each in sets.values()))
+    done, batches = 0, sum(each.num_batches(size) for each in sets.values())
+    shown = time.perf_counter()
     for name, validation_set in sets.items():
         total, count = 0.0, 0.0
         for batch in validation_set.batches(rank, size):
@@ -127,7 +128,12 @@ def validation_losses(
                 return None
             count += batch.valid_tokens
             total -= _log_probs(model, batch.to(device), dtype).sum(dtype=torch.float64).item()
-            progress.batch_done()
+
+            # A line now and then, where it takes long
+            done += 1
+            if time.perf_counter() - shown > SECONDS_BETWEEN_LINES:
+                logger.info("validation | %d of %d batches", done, batches)
+                shown = time.perf_counter()
         if world is not None:
             total, count = world.sum(total, count)
         losses[name] = total / max(count, 1)
@@ -138,19 +144,3 @@ def _log_probs(model: StableLM2, batch: Batch, dtype: torch.dtype) -> Float[Tens
     head = partial(token_log_probs, labels=batch.labels)
     with autocast(batch.labels.device, dtype):
         return model(batch.input_ids, batch.position_ids, batch.attention_ids, head=head)
-
-
-class _Progress:
-    """A line now and then, where a validation takes long."""
-
-    def __init__(self, batches: int) -> None:
-        self.batches = batches
-        self.done = 0
-        self.shown = time.perf_counter()
-
-    def batch_done(self) -> None:
-        self.done += 1
-        now = time.perf_counter()
-        if now - self.shown > SECONDS_BETWEEN_LINES:
-            logger.info("validation | %d of %d batches", self.done, self.batches)
-            self.shown = now

@@ -28,19 +28,13 @@ def check(
     gpus_per_node: int = GPUS_PER_NODE,
     launched: bool = True,
 ) -> list[str]:
-    """Hold a run on `gpus` processes against all that can be known before it starts.
+    """What was found, line by line, of a run on `gpus` processes.
 
-    Args:
-        gpu: a name of `planner.GPUS`. Left out, the memory is that of this machine's
-            GPU, and is not checked where there is none.
-        launched: whether torchrun would start the processes.
-
-    Returns:
-        What was found, line by line. For that, text that is not prepared is read and
-        tokenised as training would.
-
-    Raises:
-        ConfigError, DataError, CheckpointError: for the first thing that cannot be.
+    `gpu` is a name of `planner.GPUS`. Left out, the memory is that of this machine's
+    GPU, and is not checked where there is none. `launched` says whether torchrun would
+    start the processes. Text that is not prepared is read and tokenised as training
+    would. Raises ConfigError, DataError or CheckpointError for the first thing that
+    cannot be.
     """
     nodes, per_node = nodes_of(gpus, gpus_per_node)
     strategy = rules.check_run(config, gpus, per_node, launched=launched)
@@ -54,17 +48,22 @@ def check(
     by_size = dataclasses.replace(config, data=config.data.replace(verify="sizes"))
     tokenizer, data = rules.open_inputs(by_size)
 
-    steps, seq_len = config.train.steps, config.data.seq_len
+    train, parallel, seq_len = config.train, config.parallel, config.data.seq_len
+    replicas = gpus // parallel.tensor_parallel
+    accumulation = train.global_batch_tokens // (replicas * train.micro_batch_size * seq_len)
     positions = rules.sequences_of(config)
     epochs = data.loader.epochs(positions)
+    word = "node" if nodes == 1 else "nodes"
+    sliced = f", tensor_parallel {parallel.tensor_parallel}" if parallel.tensor_parallel > 1 else ""
     return [
-        f"processes   {_processes(config, nodes, per_node, strategy)}",
-        f"batch       {_batch(config, gpus)}",
+        f"processes   {gpus} = {nodes} {word} of {per_node}; {strategy}{sliced}",
+        f"batch       {train.global_batch_tokens:,} tokens = {replicas} x micro-batch "
+        f"{train.micro_batch_size} x {seq_len} x accumulation {accumulation}",
         f"memory      {memory_line}",
         f"tokenizer   {tokenizer.name}: {tokenizer.vocab_size:,} ids, "
         f"{config.model.vocab_size:,} rows in the model",
         f"data        {config.data.prepared or 'not prepared'}: {sum(data.loader.counts):,} "
-        f"sequences of {seq_len}; {steps:,} steps read {positions:,}",
+        f"sequences of {seq_len}; {train.steps:,} steps read {positions:,}",
         f"schedule    {_schedule(config)}",
         f"validation  {_validation(config, data)}",
         "epochs      " + ", ".join(f"{name} {count:.2f}" for name, count in epochs.items()),
@@ -83,24 +82,6 @@ def nodes_of(gpus: int, per_node: int = GPUS_PER_NODE) -> tuple[int, int]:
             f"{per_node}; the nearest is {nearest}"
         )
     return -(-gpus // per_node), min(gpus, per_node)
-
-
-def _processes(config: RunConfig, nodes: int, per_node: int, strategy: str) -> str:
-    word = "node" if nodes == 1 else "nodes"
-    line = f"{nodes * per_node} = {nodes} {word} of {per_node}; {strategy}"
-    if config.parallel.tensor_parallel > 1:
-        line += f", tensor_parallel {config.parallel.tensor_parallel}"
-    return line
-
-
-def _batch(config: RunConfig, gpus: int) -> str:
-    train, seq_len = config.train, config.data.seq_len
-    replicas = gpus // config.parallel.tensor_parallel
-    accumulation = train.global_batch_tokens // (replicas * train.micro_batch_size * seq_len)
-    return (
-        f"{train.global_batch_tokens:,} tokens = {replicas} x micro-batch "
-        f"{train.micro_batch_size} x {seq_len} x accumulation {accumulation}"
-    )
 
 
 def _memory(config: RunConfig, gpus: int, gpu: str | None, strategy: str) -> str:

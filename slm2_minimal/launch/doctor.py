@@ -2,14 +2,13 @@
 
 import platform
 import shutil
-import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from slm2_minimal.config import DataError
-from slm2_minimal.distributed.device import matmul_flops, pick_dtype, synchronize
+from slm2_minimal.distributed.device import best_seconds, matmul_flops, pick_dtype
 from slm2_minimal.text.tokenizer import load_tokenizer
 
 EXTRAS = {
@@ -52,22 +51,11 @@ def _device(device: torch.device) -> Iterator[str]:
     for dtype in (torch.float32, torch.bfloat16):
         gigaflops = matmul_flops(device, dtype) / 1e9
         yield f"  matrix product {_short(dtype):<9}{gigaflops:>12,.0f} GFLOP/s"
-    yield f"  memory copy {copy_rate(device) / 1e9:>24,.1f} GB/s"
-    yield f"  training dtype 'auto' is {_short(pick_dtype('auto', device))}"
-
-
-def copy_rate(device: torch.device, size: int = 2**28) -> float:
-    """Bytes read and written per second when `size` bytes are copied, best of five."""
-    source = torch.ones(size // 4, device=device)
+    source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(5):
-        synchronize(device)
-        start = time.perf_counter()
-        target.copy_(source)
-        synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size / best
+    copied = 2 * source.nbytes / best_seconds(lambda: target.copy_(source), device)
+    yield f"  memory copy {copied / 1e9:>24,.1f} GB/s"
+    yield f"  training dtype 'auto' is {_short(pick_dtype('auto', device))}"
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -38,9 +38,8 @@ def launch(
     torchrun takes the place of this process. Several, or any with `options`, are
     submitted to SLURM. `prologue` names a file of bash; see `scripts`.
 
-    Raises:
-        ConfigError, DataError, CheckpointError: as `check` and `scripts`; a prologue
-        that is no bash; no `sbatch`. RuntimeError: `sbatch` refused.
+    Raises what `check` and `scripts` do, ConfigError for a prologue that is no bash or
+    where there is no `sbatch`, and RuntimeError where `sbatch` refused.
     """
     # hybrid shares within a node, however many GPUs that has
     if config.parallel.strategy == "hybrid" and config.parallel.shard_ranks is None:

@@ -5,8 +5,7 @@ pass of each block; its end, at the embedding. The planner sets it against a GPU
 memory. Tensor parallelism is left out, and so is what an allocator adds.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from slm2_minimal.config import SHARDED, ModelConfig, RunConfig
@@ -139,9 +138,12 @@ def memory(
     `dense_mask`: T flags a token, as on the CPU for several documents in a sequence; on
     a GPU the mask is one of blocks, too small to count.
     """
-    kind = {"zero1": _Zero1Step, "fsdp": _FsdpStep, "hybrid": _FsdpStep}.get(strategy, _Step)
-    step = kind(config, gpus, strategy, checkpointing, dense_mask)
-    return max(step.moments(), key=lambda moment: moment.total)
+    step = _Step(config, gpus, strategy, checkpointing, dense_mask)
+    last = step.layers - 1
+    # Between the second and the last but one, bytes grow or shrink evenly
+    blocks = sorted({0, min(1, last), max(0, last - 1), last})
+    moments = [step.at_loss(), *map(step.in_backward, blocks), step.at_end()]
+    return max(moments, key=lambda moment: moment.total)
 
 
 def shard_ranks(config: RunConfig, gpus: int, strategy: str) -> int:
@@ -162,7 +164,14 @@ def root_and_block(config: ModelConfig) -> tuple[int, int]:
 
 
 class _Step:
-    """The last micro-batch of a step under single and ddp, moment by moment."""
+    """The last micro-batch of a step, moment by moment.
+
+    FSDP2 gathers and reduces the parameters of a block, or of all outside them, at
+    once. Weights are gathered into a buffer and copied out of it. Gradients are made in
+    an activation's size and copied into a buffer of fp32 to be reduced, which lives
+    until the next one's turn. zero1 gathers and reduces once a step, adds gradients up
+    in fp32, and drops weights and sums of a block when it is done with it.
+    """
 
     def __init__(
         self, config: RunConfig, gpus: int, strategy: str, checkpointing: str, dense_mask: bool
@@ -170,11 +179,12 @@ class _Step:
         model, seq_len = config.model, config.data.seq_len
         self.model, self.checkpointing = model, checkpointing
         self.device = "cpu" if config.train.device == "cpu" else "cuda"
+        self.is_zero1, self.is_sharded = strategy == "zero1", strategy in SHARDED
 
         # Bytes of a number
         self.bf16 = config.train.dtype != "float32"
         self.size = 2 if self.bf16 else 4
-        self.weight_size = self.size if strategy in SHARDED else 4
+        self.weight_size = self.size if self.is_sharded else 4
         self.autocast = self.bf16 and self.weight_size == 4
 
         # Numbers of parameters
@@ -207,22 +217,18 @@ class _Step:
         mask = seq_len if dense_mask else 0
         self.outside = self.tokens * (final_norm + 32 + rotary + mask)
 
-    def moments(self) -> Iterator[Memory]:
-        """The moments that may be the worst."""
-        yield self.at_loss()
-        # Between the second and the last but one, bytes grow or shrink evenly
-        last = self.layers - 1
-        for finished in sorted({0, min(1, last), max(0, last - 1), last}):
-            yield self.in_backward(finished)
-        yield self.at_end()
-
     def at_loss(self) -> Memory:
         """All activations are kept, and autocast's copies of the blocks' matrices."""
-        loss = loss_bytes(
+        activations = self.layers * self.kept_block + self.outside
+        working: float = self.bf16_copies(self.layers)
+        working += loss_bytes(
             self.model, self.tokens, self.weight_size, bf16=self.bf16, device=self.device
         )
-        activations = self.layers * self.kept_block + self.outside
-        working = loss + self.bf16_copies(self.layers)
+        # A block's buffer, which zero1 has if it gathered in this pass; and the outside
+        if self.is_sharded and not (self.is_zero1 and self.accumulates):
+            working += self.size * self.in_block
+        if self.is_sharded and not self.is_zero1:
+            working += self.size * self.root
         return Memory(self.weights, self.held, self.optimizer, activations, working)
 
     def in_backward(self, finished: int) -> Memory:
@@ -234,107 +240,45 @@ class _Step:
         # checkpointing only this block has any
         channel_size = self.weight_size + (2 if self.autocast else 0)
         mlp = 2 * self.size * self.model.intermediate_size
-        working = self.tokens * (mlp + channel_size * self.model.hidden_size)
+        working: float = self.tokens * (mlp + channel_size * self.model.hidden_size)
         working += self.bf16_copies(left if self.checkpointing == "none" else 1)
+        if not self.is_sharded:
+            gradients = self.held or 4 * (self.table + finished * self.in_block)
+            return Memory(self.weights, gradients, self.optimizer, activations, working)
 
-        gradients = self.held or 4 * (self.table + finished * self.in_block)
-        return Memory(self.weights, gradients, self.optimizer, activations, working)
+        # Gradients of head and block as made, and the buffer of the block before
+        working += self.size * (self.table + self.in_block) + (4 * self.in_block if finished else 0)
+        reduced = 4 * finished * self.in_block / self.shards
+        if self.is_zero1:
+            weights = self.weights - finished * self.size * self.in_block
+            unfinished = self.model.num_parameters() - finished * self.in_block
+            gradients = reduced + (4 * unfinished if self.accumulates else 0)
+            return Memory(weights, gradients, self.optimizer, activations, working)
+
+        # What is outside, this block and the next are gathered
+        working += self.size * (self.root + min(left, 2) * self.in_block)
+        return Memory(self.weights, self.held or reduced, self.optimizer, activations, working)
 
     def at_end(self) -> Memory:
-        """All gradients are there; the embedding's is on its way to an earlier one."""
-        working = 4 * self.table if self.accumulates else 0
-        return Memory(self.weights, self.gradients, self.optimizer, self.outside, working)
+        """All gradients are there; those outside of the blocks come last."""
+        # The embedding's is on its way to an earlier one
+        if not self.is_sharded:
+            working = 4 * self.table if self.accumulates else 0
+            return Memory(self.weights, self.gradients, self.optimizer, self.outside, working)
+
+        # The worse of two moments. First the weights outside are still gathered and the
+        # last block is being reduced. Then their gradients, under zero1 the sums, are
+        # copied into the buffer, and the head's own stays until its part is there.
+        has_sums = self.is_zero1 and self.accumulates
+        gradient_size = 4 if has_sums else self.size
+        first = 2 * self.size * self.root + 4 * self.in_block + (4 * self.root if has_sums else 0)
+        head_and_part = gradient_size * self.table + 4 * self.root / self.shards
+        second = 4 * self.root + max(gradient_size * self.root, head_and_part)
+
+        reduced = 4 * self.layers * self.in_block / self.shards
+        weights, gradients = (0, reduced) if self.is_zero1 else (self.weights, self.held or reduced)
+        return Memory(weights, gradients, self.optimizer, self.outside, max(first, second))
 
     def bf16_copies(self, blocks: int) -> int:
         """Autocast's, of the weights of so many blocks."""
         return 2 * blocks * self.in_block if self.autocast else 0
-
-
-class _ShardedStep(_Step):
-    """What fsdp, hybrid and zero1 share.
-
-    FSDP2 gathers and reduces the parameters of a block, or of all outside them, at
-    once. Weights are gathered into a buffer and copied out of it. Gradients are made in
-    an activation's size and copied into a buffer of fp32 to be reduced, which lives
-    until the next one's turn.
-    """
-
-    def reduced(self, blocks: int) -> float:
-        """This rank's part of the gradients of so many blocks."""
-        return 4 * blocks * self.in_block / self.shards
-
-    def made_and_reducing(self, finished: int) -> int:
-        """Gradients of head and block as made, and the buffer of the block before."""
-        buffer = 4 * self.in_block if finished else 0
-        return self.size * (self.table + self.in_block) + buffer
-
-    def reducing_root(self, gradient_size: int, sums: int) -> float:
-        """The worse of two moments at the end.
-
-        First the weights outside are still gathered and the last block is being
-        reduced. Then their gradients are copied into the buffer, and the head's own
-        stays until its part is there.
-        """
-        first = 2 * self.size * self.root + 4 * self.in_block + sums
-        head_and_part = gradient_size * self.table + 4 * self.root / self.shards
-        second = 4 * self.root + max(gradient_size * self.root, head_and_part)
-        return max(first, second)
-
-
-class _FsdpStep(_ShardedStep):
-    """A step under fsdp and hybrid."""
-
-    def at_loss(self) -> Memory:
-        """What is outside is gathered, and a buffer of one block is there."""
-        moment = super().at_loss()
-        return replace(moment, working=moment.working + self.size * (self.root + self.in_block))
-
-    def in_backward(self, finished: int) -> Memory:
-        """What is outside, this block and the next are gathered."""
-        moment = super().in_backward(finished)
-        blocks = min(self.layers - finished, 2)
-        gathered = self.size * (self.root + blocks * self.in_block)
-        return replace(
-            moment,
-            gradients=self.held or self.reduced(finished),
-            working=moment.working + self.made_and_reducing(finished) + gathered,
-        )
-
-    def at_end(self) -> Memory:
-        """The gradients outside of the blocks are reduced last."""
-        gradients = self.held or self.reduced(self.layers)
-        working = self.reducing_root(self.size, sums=0)
-        return Memory(self.weights, gradients, self.optimizer, self.outside, working)
-
-
-class _Zero1Step(_ShardedStep):
-    """A step under zero1.
-
-    It gathers and reduces once a step, adds gradients up in fp32, and drops weights and
-    sums of a block when it is done with it.
-    """
-
-    def at_loss(self) -> Memory:
-        """Without accumulation, the blocks were gathered in this forward pass."""
-        moment = super().at_loss()
-        buffer = 0 if self.accumulates else self.size * self.in_block
-        return replace(moment, working=moment.working + buffer)
-
-    def in_backward(self, finished: int) -> Memory:
-        """Weights and sums of the finished blocks are dropped."""
-        moment = super().in_backward(finished)
-        unfinished = self.model.num_parameters() - finished * self.in_block
-        sums = 4 * unfinished if self.accumulates else 0
-        return replace(
-            moment,
-            weights=self.weights - finished * self.size * self.in_block,
-            gradients=sums + self.reduced(finished),
-            working=moment.working + self.made_and_reducing(finished),
-        )
-
-    def at_end(self) -> Memory:
-        """The gradients outside of the blocks, which are sums if there were others."""
-        gradient_size = 4 if self.accumulates else self.size
-        sums = 4 * self.root if self.accumulates else 0
-        working = self.reducing_root(gradient_size, sums)
-        return Memory(0, self.reduced(self.layers), self.optimizer, self.outside, working)

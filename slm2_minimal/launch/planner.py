@@ -210,43 +210,31 @@ def plan(
 
 def table(config: RunConfig, chosen: Plan) -> str:
     """One page for the terminal: the step, what fits, communication, the whole run."""
-    return "\n".join(
-        (*_step(config, chosen), "", *_memory(config, chosen), "", *_run(config, chosen))
-    )
+    memory_lines = "\n".join(_memory(config, chosen))
+    return "\n\n".join((_step(config, chosen), memory_lines, _run(config, chosen)))
 
 
-def _step(config: RunConfig, chosen: Plan) -> Iterator[str]:
-    train, card = config.train, GPUS[chosen.gpu]
-    yield (
-        f"{chosen.gpus} x {chosen.gpu}, {chosen.strategy}, activation checkpointing"
-        f" {chosen.checkpointing}"
-    )
-    yield (
-        f"model  {config.model.num_parameters():,} parameters; {chosen.flops_per_token:.3e} FLOP a"
-        " token = 6 (N - V C) + 12 L C T"
-    )
-    yield (
-        f"batch  {train.global_batch_tokens:,} tokens = {chosen.gpus} x micro-batch"
-        f" {train.micro_batch_size} x {config.data.seq_len} x accumulation {chosen.accumulation}"
-    )
-    yield (
-        f"step   {_short(chosen.step_seconds, 3)} s at {chosen.flops / 1e12:.0f} TFLOP/s a GPU"
-        f" ({chosen.flops_source}): MFU {chosen.mfu:.1%} of {card.peak / 1e12:.0f} (data sheet)"
-    )
+def _step(config: RunConfig, chosen: Plan) -> str:
+    train, peak = config.train, GPUS[chosen.gpu].peak
+    batch = f"{chosen.gpus} x micro-batch {train.micro_batch_size} x {config.data.seq_len}"
+    seconds, achieved = _short(chosen.step_seconds, 3), f"{chosen.flops / 1e12:.0f} TFLOP/s"
+    flops = f"{chosen.flops_per_token:.3e} FLOP a token = 6 (N - V C) + 12 L C T"
+    return f"""\
+{chosen.gpus} x {chosen.gpu}, {chosen.strategy}, activation checkpointing {chosen.checkpointing}
+model  {config.model.num_parameters():,} parameters; {flops}
+batch  {train.global_batch_tokens:,} tokens = {batch} x accumulation {chosen.accumulation}
+step   {seconds} s at {achieved} a GPU ({chosen.flops_source}): \
+MFU {chosen.mfu:.1%} of {peak / 1e12:.0f} (data sheet)"""
 
 
 def _memory(config: RunConfig, chosen: Plan) -> Iterator[str]:
     """Every strategy, and every micro-batch under the chosen one."""
     gpus, card = chosen.gpus, GPUS[chosen.gpu]
     kinds = "".join(f"{kind:<12}" for kind in CHECKPOINTING).rstrip()
-    yield (
-        f"memory in GB a rank, live tensors; (no): more than the {card.memory / 1e9:.0f} of the"
-        f" card less {RESERVE / 1e9:.0f} kept free"
-    )
-    yield (
-        f"{'':<14}{'weights':>9}{'gradients':>11}{'optimizer':>11}   peak: {kinds}   sent a step,"
-        " s at full bandwidth"
-    )
+    room = f"the {card.memory / 1e9:.0f} of the card less {RESERVE / 1e9:.0f} kept free"
+    yield f"memory in GB a rank, live tensors; (no): more than {room}"
+    states = f"{'weights':>9}{'gradients':>11}{'optimizer':>11}"
+    yield f"{'':<14}{states}   peak: {kinds}   sent a step, s at full bandwidth"
     for strategy in _possible(config, gpus):
         shards = shard_ranks(config, gpus, strategy)
         accumulates = chosen.accumulation > 1
@@ -276,36 +264,33 @@ def _peaks(config: RunConfig, chosen: Plan, strategy: str) -> str:
     return columns
 
 
-def _run(config: RunConfig, chosen: Plan) -> Iterator[str]:
+def _run(config: RunConfig, chosen: Plan) -> str:
     """With the report's own numbers, where the plan is of its run on its cards."""
     card, train = GPUS[chosen.gpu], config.train
-    days = train.steps * chosen.step_seconds / 86400
-    yield (
-        f"run    {train.steps:,} steps, {_short(chosen.tokens, 3)} tokens, {_short(days)} days:"
-        f" {_short(chosen.gpu_hours)} GPU-hours"
-    )
-    if chosen.usd is None:
-        yield "       cost: no price known; give the USD of a GPU-hour"
-    else:
+    days = _short(train.steps * chosen.step_seconds / 86400)
+    tokens, hours = _short(chosen.tokens, 3), _short(chosen.gpu_hours)
+    cost = "cost: no price known; give the USD of a GPU-hour"
+    if chosen.usd is not None:
         source = "report: confirmed" if chosen.usd_per_hour == card.usd_per_hour else "given"
-        yield f"       {_short(chosen.usd, 0)} USD at {chosen.usd_per_hour:g} a GPU-hour ({source})"
-    yield (
-        f"       {_short(chosen.mwh)} MWh at {card.watts:.0f} W a GPU (data sheet) and PUE {PUE}"
-        " (report: secondary)"
-    )
-    yield f"       {_short(chosen.tonnes_co2)} t CO2 at {KG_CO2_PER_KWH} kg/kWh (unverified)"
+        cost = f"{_short(chosen.usd, 0)} USD at {chosen.usd_per_hour:g} a GPU-hour ({source})"
+    lines = f"""\
+run    {train.steps:,} steps, {tokens} tokens, {days} days: {hours} GPU-hours
+       {cost}
+       {_short(chosen.mwh)} MWh at {card.watts:.0f} W a GPU (data sheet) and PUE {PUE} \
+(report: secondary)
+       {_short(chosen.tonnes_co2)} t CO2 at {KG_CO2_PER_KWH} kg/kWh (unverified)"""
 
     full = RunConfig.preset("stablelm-2-1_6b")
     ours = (config.model, train.steps, train.global_batch_tokens, chosen.gpus, card)
-    if ours == (full.model, full.train.steps, full.train.global_batch_tokens, 512, _REPORTS_CARD):
-        sheet_mwh = REPORT_HOURS * card.watts * PUE / 1e6
-        average_watts = REPORT_MWH * 1e6 / REPORT_HOURS / PUE
-        yield "report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)"
-        yield (
-            f"       30 MWh (secondary), that is {average_watts:.0f} W a GPU; {card.watts:.0f} W"
-            f" for 92k hours is {sheet_mwh:.1f} MWh (derived)"
-        )
-        yield "       11 t CO2 (secondary)"
+    if ours != (full.model, full.train.steps, full.train.global_batch_tokens, 512, _REPORTS_CARD):
+        return lines
+    average_watts = REPORT_MWH * 1e6 / REPORT_HOURS / PUE
+    sheet_mwh = REPORT_HOURS * card.watts * PUE / 1e6
+    return f"""{lines}
+report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)
+       30 MWh (secondary), that is {average_watts:.0f} W a GPU; {card.watts:.0f} W for 92k hours \
+is {sheet_mwh:.1f} MWh (derived)
+       11 t CO2 (secondary)"""
 
 
 def _short(value: float, digits: int = 1) -> str:

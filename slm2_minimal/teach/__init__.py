@@ -12,13 +12,5 @@ from slm2_minimal.teach.recorded import load_record, provenance, save_record
 from slm2_minimal.teach.source import show_source
 from slm2_minimal.teach.style import COLORS, LINE_STYLES, use_style
 
-__all__ = [
-    "COLORS",
-    "LINE_STYLES",
-    "Explore",
-    "load_record",
-    "provenance",
-    "save_record",
-    "show_source",
-    "use_style",
-]
+__all__ = ["COLORS", "LINE_STYLES", "Explore", "load_record", "provenance", "save_record"]
+__all__ += ["show_source", "use_style"]

@@ -25,16 +25,10 @@ HANDLER = (
 class Explore:
     """Frames of `draw(value)` for every value, behind a slider.
 
-    Args:
-        draw: takes a value and returns a matplotlib figure; called once per value, when
-        the object is made.
-        name: what the slider sets, shown beside it.
-        values: 2 to 15, in the order of the slider.
-        alt: takes a value and returns the text alternative of its frame: what a reader
-        should see in it.
-        label: how a value is printed beside the slider.
-        start: the value that is shown before anybody moves the slider; left out, the
-        first.
+    `draw` returns a matplotlib figure; it is called once per value, when the object is
+    made. `name` is what the slider sets, `values` are 2 to 15, in its order. `alt`
+    gives the text alternative of a frame: what a reader should see in it. `label` says
+    how a value is printed; `start` is what is shown before anybody moves the slider.
     """
 
     def __init__(

@@ -39,9 +39,8 @@ def run_ranks(
     What they print comes in rank order, too. Each rank is a process with one thread and
     torch.distributed set up. None of them outlives the call.
 
-    Raises:
-        RankError: the first rank that failed, with its line and its error, or ranks
-        that were not done after `seconds`.
+    Raises RankError with the line and the error of the rank that failed first, or with
+    the ranks that were not done after `seconds`.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -6,7 +6,6 @@ chapter plots them.
 
 import datetime
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from slm2_minimal.config import DataError
 from slm2_minimal.files import read_json, write_json
+from slm2_minimal.train.folder import commit
 
 
 def save_record(path: str | Path, command: str, results: Any, seconds: float) -> None:
@@ -24,7 +24,7 @@ def save_record(path: str | Path, command: str, results: Any, seconds: float) ->
     record = {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit() or "unknown",
         "machine": machine,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -57,15 +57,3 @@ def provenance(record: dict[str, Any]) -> Any:
         f" ({record['capability']}, {record['device']}), torch {record['torch']}, {took} in all."
         f" Make it again with `{record['command']}`."
     )
-
-
-def _commit() -> str:
-    """The checkout's short hash, with a plus sign for uncommitted changes."""
-    command = ["git", "describe", "--always", "--dirty=+"]
-    try:
-        described = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return described.stdout.strip()

@@ -23,8 +23,7 @@ LOCK, NOTE = ".lock", "run.json"
 def alone(run_dir: Path, world: World) -> Iterator[None]:
     """Hold the folder, made where it is missing, against other runs.
 
-    Raises:
-        DataError: on every rank, where another process trains into it.
+    Raises DataError, on every rank, where another process trains into it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = locked(run_dir / LOCK) if world.is_first else nullcontext()
@@ -57,7 +56,7 @@ def write_note(run_dir: Path, config: RunConfig, world: World) -> None:
             "command": sys.argv,
             "processes": world.size,
             "slm2_minimal": version("slm2-minimal"),
-            "commit": _commit(),
+            "commit": commit(),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "config": config.to_dict(),
@@ -65,7 +64,7 @@ def write_note(run_dir: Path, config: RunConfig, world: World) -> None:
     )
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that the package lies in, if it is in one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:

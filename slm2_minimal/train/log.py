@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,8 @@ class RunLog:
         """A log into `folder`, and into the W&B project where one is named.
 
         Lines of steps after `start_step` are dropped: a resumed run writes them again.
-        A silent log, of a rank that does not speak for all, writes nothing.
-
-        Raises:
-            MissingExtraError: `project` is given and wandb is not installed.
+        A silent log, of a rank that does not speak for all, writes nothing. Raises
+        MissingExtraError where `project` is given and wandb is not installed.
         """
         log = cls()
         if silent:
@@ -58,28 +56,24 @@ class RunLog:
 
         from torch.utils.tensorboard import SummaryWriter
 
-        if project is not None:
-            log._tracker = _wandb_run(folder, project)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.jsonl"
-        _drop_lines_after(path, start_step)
-        log._file = path.open("a", encoding="utf-8", buffering=1)
-        log._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        try:
+        with ExitStack() as stack:
+            if project is not None:
+                log._tracker = _wandb_run(folder, project)
+                stack.callback(log._tracker.finish)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "metrics.jsonl"
+            _drop_lines_after(path, start_step)
+            board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+            log._board = stack.enter_context(board)
+            log._file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
             yield log
-        finally:
-            log._file.close()
-            log._board.close()
-            if log._tracker is not None:
-                log._tracker.finish()
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One JSONL line; its values also go to TensorBoard and W&B as `kind/name`."""
         if self._file is None:
             return
         record = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
-        line = json.dumps(record, ensure_ascii=False)
-        self._file.write(line + "\n")
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
         flat = dict(_flatten(values, kind))
         for name, value in flat.items():
@@ -146,15 +140,10 @@ class Progress:
         self.steps = 0  # made by this process
         self._first_step = step
         self._started = time.perf_counter()
-        self._restart()
-
-    def _restart(self) -> None:
-        """Begin a new interval between two lines."""
-        self._since = time.perf_counter()
-        self._losses: list[float] = []
+        self._since = time.perf_counter()  # when the interval between two lines began
+        self._losses: list[float] = []  # of its steps
 
     def count(self, loss: float) -> None:
-        """A step was made."""
         self.steps += 1
         self._losses.append(loss)
 
@@ -180,7 +169,8 @@ class Progress:
             "memory_gb": peak_memory(device) / 1e9,
             "tokens": step * train.global_batch_tokens,
         }
-        self._restart()
+        self._since = time.perf_counter()
+        self._losses = []
         return values
 
     def line(self, step: int, values: Mapping[str, float]) -> str:

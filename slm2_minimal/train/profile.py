@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import profile, schedule
 
 TRACED_STEPS = 3
 
@@ -27,17 +27,13 @@ def traced(
         yield lambda: None
         return
 
-    activities = [ProfilerActivity.CPU]
-    sort_key = "self_cpu_time_total"
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-        sort_key = "self_cuda_time_total"
     path = run_dir / "profile" / f"step-{first:08d}.json.gz"
 
     def write(finished: profile) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         finished.export_chrome_trace(str(path))
-        table = finished.key_averages().table(sort_by=sort_key, row_limit=40)
+        longest = f"self_{device.type}_time_total"
+        table = finished.key_averages().table(sort_by=longest, row_limit=40)
         path.with_suffix("").with_suffix(".txt").write_text(table + "\n")
         logger.info("trace of %d steps: %s", TRACED_STEPS, path)
 
@@ -47,5 +43,5 @@ def traced(
     plan = schedule(
         skip_first=skipped - warmup, wait=0, warmup=warmup, active=TRACED_STEPS, repeat=1
     )
-    with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
+    with profile(schedule=plan, on_trace_ready=write) as profiler:
         yield profiler.step

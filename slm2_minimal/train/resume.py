@@ -3,12 +3,11 @@
 import json
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from slm2_minimal.config import CheckpointError, ConfigError, RunConfig
-from slm2_minimal.config.difference import first_difference
+from slm2_minimal.config import CheckpointError, ConfigError, RunConfig, ScheduleConfig
+from slm2_minimal.config.run import first_difference
 from slm2_minimal.distributed import checkpoint, pretrained
 from slm2_minimal.distributed.world import World
 from slm2_minimal.model.transformer import StableLM2
@@ -30,8 +29,7 @@ MAY_CHANGE = {
 SOURCE_MAY_CHANGE = ("max_epochs",)  # a run that needs more text may be allowed it
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """A checkpoint to begin at, and whether it is one of this run."""
 
     folder: Path
@@ -44,57 +42,67 @@ def find_start(
 ) -> Start | None:
     """The newest good checkpoint in `output_dir`, else `train.start_from`, else None.
 
-    With `set_aside`, damaged checkpoints are renamed, and do not count among the
-    newest that are kept.
-
-    Raises:
-        CheckpointError: none is whole, or it is of another run, model, or data.
+    With `set_aside`, damaged checkpoints are renamed, and do not count among the newest
+    that are kept. Raises CheckpointError where none is whole, or it is of another run,
+    model, or data.
     """
-    run_dir = Path(config.train.output_dir)
-    own = newest(run_dir, world, set_aside=set_aside)
+    train = config.train
+    own = newest(Path(train.output_dir), world, set_aside=set_aside)
     if own is not None:
         folder, state = own
-        check_same_run(folder, state, config)
-    elif config.train.start_from is not None:
-        folder = Path(config.train.start_from)
-        state = read_run_state(folder, world)
-        check_same_model(folder, state, config)
-        _warn_of_another_schedule(folder, state, config)
-        if state.step >= config.train.steps:
-            raise ConfigError(
-                f"train.steps = {config.train.steps}: {str(folder)!r} has made {state.step} "
-                "already; the steps of the run before it count: give more"
-            )
+    elif train.start_from is not None:
+        folder, state = read_run_state(Path(train.start_from), world)
     else:
         return None
-    check_same_data(folder, state, data_fingerprint)
+
+    saved = checkpoint.saved_config(folder, vars(state))
+    if own is not None:
+        check_same_run(folder, saved, config)
+    else:
+        checkpoint.check_architecture(folder, saved.model, config.model)
+        _warn_of_another_schedule(folder, saved.schedule, config.schedule)
+        if state.step >= train.steps:
+            raise ConfigError(
+                f"train.steps = {train.steps}: {str(folder)!r} has made {state.step} already; the "
+                "steps of the run before it count: give more"
+            )
+    if state.data_fingerprint != data_fingerprint:
+        raise CheckpointError(
+            f"data = {data_fingerprint}: not the data that {str(folder)!r} was trained on "
+            f"({state.data_fingerprint}); use the same sources, weights, tokenizer, seq_len "
+            "and seed"
+        )
     return Start(folder, state, is_own=own is not None)
 
 
-def read_run_state(folder: Path, world: World) -> RunState:
-    """The state in a checkpoint. Raises CheckpointError: missing or damaged."""
-    return RunState.from_dict(checkpoint.read_state(folder, world), f"checkpoint = {str(folder)!r}")
+def read_run_state(folder: Path, world: World) -> tuple[Path, RunState]:
+    """A checkpoint and its state. Raises CheckpointError: missing or damaged."""
+    content = checkpoint.read_state(folder, world)
+    return folder, RunState.from_dict(content, f"checkpoint = {str(folder)!r}")
 
 
 def newest(run_dir: Path, world: World, *, set_aside: bool = False) -> tuple[Path, RunState] | None:
     """The newest whole checkpoint of a run and its state; damaged ones are passed over.
 
-    Raises:
-        CheckpointError: there are some, and every one is damaged.
+    Raises CheckpointError where there are some, and every one is damaged.
     """
     # One rank's list: on a network file system others may see an older one.
     folders = world.gather(checkpoint.steps(run_dir))[0]
     damaged = []
     for folder in reversed(folders):
         try:
-            state = read_run_state(folder, world)
+            found = read_run_state(folder, world)
         except checkpoint.DamagedCheckpoint as error:
             damaged.append(folder)
             logger.warning("%s; trying the one before", error)
             continue
+
         if set_aside and world.is_first:
-            _set_aside(damaged)
-        return folder, state
+            for other in damaged:
+                target = other.with_name(f"damaged-{other.name}")
+                shutil.rmtree(target, ignore_errors=True)
+                other.rename(target)
+        return found
     if damaged:
         raise CheckpointError(
             f"train.output_dir = {str(run_dir)!r}: every checkpoint is damaged; "
@@ -108,8 +116,7 @@ def load_initial_weights(
 ) -> None:
     """Fill `model` from `train.init_from`: weights alone, the run begins at step 0.
 
-    Raises:
-        CheckpointError: of another architecture, or trained with another tokenizer.
+    Raises CheckpointError for those of another architecture or tokenizer.
     """
     source = config.train.init_from
     assert source is not None
@@ -125,57 +132,20 @@ def load_initial_weights(
     logger.info("weights of %s", source)
 
 
-def _set_aside(folders: list[Path]) -> None:
-    for folder in folders:
-        target = folder.with_name(f"damaged-{folder.name}")
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
-
-
-def check_same_run(folder: Path, state: RunState, config: RunConfig) -> None:
-    """Everything that changes what a run computes must be as it was.
-
-    Raises:
-        CheckpointError: names the first field that is not.
-    """
-    saved = _what_decides(checkpoint.saved_config(folder, vars(state)))
-    ours = _what_decides(config)
-    field, theirs, here = first_difference(saved, ours)
+def check_same_run(folder: Path, saved: RunConfig, config: RunConfig) -> None:
+    """Raise CheckpointError where what a run computes is not decided as it was."""
+    field, theirs, ours = first_difference(_what_decides(saved), _what_decides(config))
     if field:
         raise CheckpointError(
-            f"{field} = {here!r}: the run in {str(folder.parent)!r} has {theirs!r}; "
+            f"{field} = {ours!r}: the run in {str(folder.parent)!r} has {theirs!r}; "
             "choose another --train.output_dir, or the same value"
         )
 
 
-def check_same_model(folder: Path, state: RunState, config: RunConfig) -> None:
-    """Raise CheckpointError where the checkpoint is of another architecture."""
-    saved = checkpoint.saved_config(folder, vars(state)).to_dict()["model"]
-    field, theirs, here = first_difference(saved, config.to_dict()["model"])
-    if field:
-        raise CheckpointError(
-            f"model.{field} = {here!r}: the checkpoint {str(folder)!r} has {theirs!r}; "
-            "use the same model"
-        )
-
-
-def check_same_data(folder: Path, state: RunState, fingerprint: str) -> None:
-    """Raise CheckpointError where the checkpoint was trained on other data."""
-    if state.data_fingerprint != fingerprint:
-        raise CheckpointError(
-            f"data = {fingerprint}: not the data that {str(folder)!r} was trained on "
-            f"({state.data_fingerprint}); use the same sources, weights, tokenizer, seq_len "
-            "and seed"
-        )
-
-
-def _warn_of_another_schedule(folder: Path, state: RunState, config: RunConfig) -> None:
+def _warn_of_another_schedule(folder: Path, saved: ScheduleConfig, ours: ScheduleConfig) -> None:
     """Another cooldown is a branch's purpose; another shape makes the rate jump."""
     cooldown = {"cooldown_start": None, "cooldown_steps": None}
-    saved = checkpoint.saved_config(folder, vars(state)).schedule
-    theirs = {**vars(saved), **cooldown}
-    ours = {**vars(config.schedule), **cooldown}
-    field, old, new = first_difference(theirs, ours)
+    field, old, new = first_difference(vars(saved) | cooldown, vars(ours) | cooldown)
     if field:
         logger.warning(
             "schedule.%s = %r: %s was trained with %r, so the learning rate jumps there; "

@@ -16,18 +16,10 @@ from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
 def check_run(config: RunConfig, processes: int, per_node: int, *, launched: bool) -> str:
     """Refuse what cannot run on so many processes, `per_node` of them on each machine.
 
-    `launched` says that a launcher such as torchrun starts them: only then do they find
-    each other. Returns the strategy, `auto` decided.
-
-    Raises:
-        ConfigError: for the first thing that cannot be.
+    Returns the strategy, `auto` decided. Raises ConfigError for the first thing that
+    cannot be.
     """
-    strategy = resolve_strategy(config, processes)
-    if strategy != "single" and not launched:
-        raise ConfigError(
-            f"parallel.strategy = {strategy!r}: this is one process by itself; start it with "
-            "torchrun --nproc-per-node N -m slm2_minimal train CONFIG, or use single"
-        )
+    strategy = resolve_strategy(config, processes, launched=launched)
     _check_groups(config, strategy, processes, per_node)
     _check_batch(config, processes)
     _check_prompts(config)
@@ -39,9 +31,8 @@ def check_run(config: RunConfig, processes: int, per_node: int, *, launched: boo
 def open_inputs(config: RunConfig) -> tuple[Tokenizer, TrainingData]:
     """The tokenizer and the text of a run that `check_run` accepts.
 
-    Raises:
-        ConfigError: the tokenizer has more ids than the model. DataError: text that is
-        missing or damaged, or too little for the whole run.
+    Raises ConfigError where the tokenizer has more ids than the model, DataError for
+    text that is missing or damaged, or too little for the whole run.
     """
     tokenizer = load_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:

@@ -46,13 +46,12 @@ class RunState:
         self.recent_losses = [*self.recent_losses, loss][-WINDOW:]
 
     def at(self, saved: "RunState") -> "RunState":
-        """This run where the one that saved was."""
+        """This run where the one that saved was; its best is this one's own."""
         return dataclasses.replace(
             self,
             step=saved.step,
             data_position=saved.data_position,
             recent_losses=saved.recent_losses,
-            best=saved.best,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,8 +62,8 @@ class RunState:
     def from_dict(cls, content: dict[str, Any], where: str) -> "RunState":
         """The state in the content of the file `where`; other keys are passed over.
 
-        Raises:
-            DamagedCheckpoint: a field is missing, of another type, or out of bounds.
+        Raises DamagedCheckpoint where a field is missing, of another type, or out of
+        bounds.
         """
         names = [item.name for item in dataclasses.fields(cls)]
         fields = {name: content[name] for name in names if name in content}

@@ -96,8 +96,8 @@ class Trainer:
     def from_config(cls, config: RunConfig, world: World | None = None) -> "Trainer":
         """A run as its configuration says, after all rules and with its text opened.
 
-        Raises:
-            ConfigError, DataError: what cannot be right, before anything is written.
+        Raises ConfigError or DataError for what cannot be right, before anything is
+        written.
         """
         world = world or World(pick_device(config.train.device))
         check_run(config, world.size, world.local_size, launched=world.group is not None)
@@ -184,8 +184,7 @@ class Trainer:
     def _agree(self, batch: Batch) -> int:
         """What the loss is divided by, over all ranks; and whether one is to stop.
 
-        Raises:
-            OSError: on every rank, where one could not write its part of a checkpoint.
+        Raises OSError, on all, where one could not write its part of a checkpoint.
         """
         weight, asked_to_stop, failed = self.world.sum(
             self.objective.weight(batch), self.signals.received, self.checkpoints.failed
@@ -249,20 +248,18 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest good checkpoint of the run, or begin as configured.
 
-        Raises:
-            CheckpointError: what is there is of another run, model, tokenizer or data.
+        Raises CheckpointError for one of another run, model, tokenizer or data.
         """
         start = resume.find_start(
             self.config, self.state.data_fingerprint, self.world, set_aside=True
         )
         if start is not None:
             self._restore(start.folder)
-            best = start.state.to_dict()["best"] or {}
-            # Another run's best is none of this one, and a best one may be gone.
-            if not (start.is_own and self.checkpoints.settle_best(best)):
-                self.state.best = None
             if start.is_own:
                 self._saved_step = self.state.step
+                # The best one may be gone
+                best = start.state.to_dict()["best"] or {}
+                self.state.best = start.state.best if self.checkpoints.settle_best(best) else None
         elif self.config.train.init_from is not None:
             resume.load_initial_weights(self.config, self.model, self.tokenizer, self.world)
 
@@ -272,9 +269,7 @@ class Trainer:
         found = resume.newest(self.run_dir, self.world, set_aside=True)
         if found is None:
             return False
-        best = self.state.best
         self._restore(found[0])
-        self.state.best = best
         self._saved_step = self.state.step
         return True
 

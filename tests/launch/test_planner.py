@@ -11,15 +11,7 @@ import torch
 from slm2_minimal.cli import main
 from slm2_minimal.config import CHECKPOINTING, ConfigError, RunConfig, UserError
 from slm2_minimal.launch import planner
-from slm2_minimal.launch.memory import (
-    _FsdpStep,
-    _Step,
-    _Zero1Step,
-    block_bytes,
-    loss_bytes,
-    memory,
-    state_bytes,
-)
+from slm2_minimal.launch.memory import _Step, block_bytes, loss_bytes, memory, state_bytes
 from slm2_minimal.launch.planner import GPUS, communication, plan, table
 
 CPU = torch.device("cpu")
@@ -335,8 +327,7 @@ def test_a_huge_batch_is_planned_at_once(gpus: int) -> None:
 def test_the_worst_moment_of_every_block(strategy: str, layers: int) -> None:
     """Only the blocks at both ends are looked at; none between them is worse."""
     run = full(model__num_hidden_layers=layers, train__micro_batch_size=4)
-    kind = {"zero1": _Zero1Step, "fsdp": _FsdpStep}.get(strategy, _Step)
-    step = kind(run, 8, strategy, "none", False)
+    step = _Step(run, 8, strategy, "none", False)
     every = max(step.in_backward(finished).total for finished in range(layers))
     assert every <= memory(run, 8, strategy).total
 
