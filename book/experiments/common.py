@@ -49,7 +49,7 @@ def validation_sets() -> dict[str, ValidationSet]:
     config = RunConfig.preset("tiny").data
     data = open_training_data(config, load_tokenizer(config.tokenizer))
     return {
-        name: ValidationSet.build(
+        name: ValidationSet(
             data.held_out[name], data.token_counts[name], config.seq_len, batch_size=16
         )
         for name in LANGUAGES

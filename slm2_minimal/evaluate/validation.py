@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -32,25 +32,20 @@ logger = logging.getLogger(__name__)
 class ValidationSet:
     """One language's held-out text, in batches of up to `batch_size` sequences.
 
-    `unigram_loss` is what a unigram model of the training text makes of it, in nats per
-    token. It and the model's loss are of the same targets: those of up to MAX_SEQUENCES
-    sequences of `seq_len` tokens, spread evenly over the text.
+    What is scored are up to MAX_SEQUENCES sequences of `seq_len` tokens, spread evenly
+    over the text.
     """
 
-    held_out: Stream
+    held_out: Stream  # not empty
+    counts: Int[np.ndarray, " V"]  # of every id in the training text
     seq_len: int
     batch_size: int
-    unigram_loss: float
 
-    @classmethod
-    def build(
-        cls, held_out: Stream, counts: Int[np.ndarray, " V"], seq_len: int, batch_size: int
-    ) -> "ValidationSet":
-        """`held_out` has tokens; `counts` are those of the ids in the training text."""
-        unscored = cls(held_out, seq_len, batch_size, unigram_loss=0.0)
-        labels = torch.cat([batch.labels.flatten() for batch in unscored.batches()])
-        log_probs = unigram(counts)[labels[labels != IGNORE]]
-        return replace(unscored, unigram_loss=-log_probs.mean().item())
+    @cached_property
+    def unigram_loss(self) -> float:
+        """What a unigram model makes of the same targets, in nats per token."""
+        labels = torch.cat([batch.labels.flatten() for batch in self.batches()])
+        return -unigram(self.counts)[labels[labels != IGNORE]].mean().item()
 
     def batches(self, rank: int = 0, size: int = 1) -> Iterator[Batch]:
         """The batches that one of `size` ranks scores: as many on each rank.
@@ -88,7 +83,7 @@ def validation_sets(
     """
     batch_size = max(micro_batch_size, SCORED_TOKENS // seq_len)
     return {
-        language: ValidationSet.build(stream, token_counts[language], seq_len, batch_size)
+        language: ValidationSet(stream, token_counts[language], seq_len, batch_size)
         for language, stream in held_out.items()
         if language in token_counts
     }

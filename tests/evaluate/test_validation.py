@@ -28,7 +28,7 @@ def test_unigram_and_validation_by_hand() -> None:
     torch.testing.assert_close(
         unigram(counts), torch.tensor([2, 3, 2, 1, 1, 1, 1], dtype=torch.float64).div(11).log()
     )
-    held_out = ValidationSet.build(
+    held_out = ValidationSet(
         TokenStream.from_documents([[1, 3]], eos=0), counts, seq_len=4, batch_size=2
     )
     assert held_out.unigram_loss == pytest.approx(
@@ -44,7 +44,7 @@ def test_validation_does_not_depend_on_the_batch() -> None:
     documents = [np.random.default_rng(i).integers(1, 7, size=5 + 7 * i).tolist() for i in range(5)]
     stream, model = TokenStream.from_documents(documents, eos=0), StableLM2(SMALL)
     one, many = (
-        ValidationSet.build(stream, np.ones(7, dtype=np.int64), seq_len=8, batch_size=rows)
+        ValidationSet(stream, np.ones(7, dtype=np.int64), seq_len=8, batch_size=rows)
         for rows in (1, 4)
     )
     a, b = (validation_losses(model, {"x": held_out}, CPU)["x"] for held_out in (one, many))
@@ -62,7 +62,7 @@ def test_a_long_held_out_text_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -
         StableLM2(SMALL),
         np.arange(7),
     )
-    held_out = ValidationSet.build(stream, counts, seq_len=4, batch_size=2)
+    held_out = ValidationSet(stream, counts, seq_len=4, batch_size=2)
     assert [len(batch.input_ids) for batch in held_out.batches()] == [2, 1]
     read = np.append(tokens, 0)
     rows = torch.from_numpy(np.stack([read[4 * i : 4 * i + 4] for i in (0, 2, 5)]))
@@ -75,9 +75,7 @@ def test_a_long_held_out_text_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -
 def test_the_tiny_presets_held_out_text_is_read_whole(tiny: SentencePieceTokenizer) -> None:
     data = DataConfig.preset("tiny")
     for stream in open_training_data(data, tiny).held_out.values():
-        held_out = ValidationSet.build(
-            stream, np.ones(1024, dtype=np.int64), data.seq_len, batch_size=16
-        )
+        held_out = ValidationSet(stream, np.ones(1024, dtype=np.int64), data.seq_len, batch_size=16)
         ids = torch.cat([batch.input_ids.flatten() for batch in held_out.batches()])
         assert ids[: len(stream.tokens)].tolist() == stream.tokens.tolist()
 
