@@ -179,7 +179,8 @@ class _Step:
         model, seq_len = config.model, config.data.seq_len
         self.model, self.checkpointing = model, checkpointing
         self.device = "cpu" if config.train.device == "cpu" else "cuda"
-        self.is_zero1, self.is_sharded = strategy == "zero1", strategy in SHARDED
+        self.is_zero1 = strategy == "zero1"
+        self.is_sharded = strategy in SHARDED
 
         # Bytes of a number
         self.bf16 = config.train.dtype != "float32"
@@ -263,7 +264,7 @@ class _Step:
         """All gradients are there; those outside of the blocks come last."""
         # The embedding's is on its way to an earlier one
         if not self.is_sharded:
-            working = 4 * self.table if self.accumulates else 0
+            working: float = 4 * self.table if self.accumulates else 0
             return Memory(self.weights, self.gradients, self.optimizer, self.outside, working)
 
         # The worse of two moments. First the weights outside are still gathered and the
@@ -276,8 +277,10 @@ class _Step:
         second = 4 * self.root + max(gradient_size * self.root, head_and_part)
 
         reduced = 4 * self.layers * self.in_block / self.shards
-        weights, gradients = (0, reduced) if self.is_zero1 else (self.weights, self.held or reduced)
-        return Memory(weights, gradients, self.optimizer, self.outside, max(first, second))
+        working = max(first, second)
+        if self.is_zero1:
+            return Memory(0, reduced, self.optimizer, self.outside, working)
+        return Memory(self.weights, self.held or reduced, self.optimizer, self.outside, working)
 
     def bf16_copies(self, blocks: int) -> int:
         """Autocast's, of the weights of so many blocks."""

@@ -217,14 +217,14 @@ def table(config: RunConfig, chosen: Plan) -> str:
 def _step(config: RunConfig, chosen: Plan) -> str:
     train, peak = config.train, GPUS[chosen.gpu].peak
     batch = f"{chosen.gpus} x micro-batch {train.micro_batch_size} x {config.data.seq_len}"
-    seconds, achieved = _short(chosen.step_seconds, 3), f"{chosen.flops / 1e12:.0f} TFLOP/s"
+    seconds = _short(chosen.step_seconds, 3)
+    achieved = f"{chosen.flops / 1e12:.0f} TFLOP/s a GPU ({chosen.flops_source})"
     flops = f"{chosen.flops_per_token:.3e} FLOP a token = 6 (N - V C) + 12 L C T"
     return f"""\
 {chosen.gpus} x {chosen.gpu}, {chosen.strategy}, activation checkpointing {chosen.checkpointing}
 model  {config.model.num_parameters():,} parameters; {flops}
 batch  {train.global_batch_tokens:,} tokens = {batch} x accumulation {chosen.accumulation}
-step   {seconds} s at {achieved} a GPU ({chosen.flops_source}): \
-MFU {chosen.mfu:.1%} of {peak / 1e12:.0f} (data sheet)"""
+step   {seconds} s at {achieved}: MFU {chosen.mfu:.1%} of {peak / 1e12:.0f} (data sheet)"""
 
 
 def _memory(config: RunConfig, chosen: Plan) -> Iterator[str]:
