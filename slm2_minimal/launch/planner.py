@@ -233,8 +233,8 @@ def _memory(config: RunConfig, chosen: Plan) -> Iterator[str]:
     kinds = "".join(f"{kind:<12}" for kind in CHECKPOINTING).rstrip()
     room = f"the {card.memory / 1e9:.0f} of the card less {RESERVE / 1e9:.0f} kept free"
     yield f"memory in GB a rank, live tensors; (no): more than {room}"
-    states = f"{'weights':>9}{'gradients':>11}{'optimizer':>11}"
-    yield f"{'':<14}{states}   peak: {kinds}   sent a step, s at full bandwidth"
+    header = f"{'weights':>9}{'gradients':>11}{'optimizer':>11}"
+    yield f"{'':<14}{header}   peak: {kinds}   sent a step, s at full bandwidth"
     for strategy in _possible(config, gpus):
         shards = shard_ranks(config, gpus, strategy)
         accumulates = chosen.accumulation > 1
