@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from slm2_minimal.config import DataError
 
-TOTAL_TOKENS = 2_009_831_803_929  # one pass over the mix; the whole run makes about two
+TOTAL_TOKENS = 2_009_831_803_929  # one pass over the mix: secondary; the whole run makes about two
 REPORT_HOURS = 92_000  # of GPUs, in the whole run: confirmed
 REPORT_MWH = 30  # energy of the whole run: secondary
 PUE = 1.1  # power of the data centre over that of the GPUs: the report's, secondary

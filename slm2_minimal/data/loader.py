@@ -119,11 +119,11 @@ class Loader:
         source, turn = self.mixture.locate(position)
         epoch, n = divmod(turn, self.mixture.usable[source])
         # the n-th of this epoch's order is one of the usable, which are some of all
-        usable = self._shuffled(source, epoch)[n]
-        return Location(source, epoch, self._shuffled(source, SUBSET)[usable])
+        usable = self.shuffled(source, epoch)[n]
+        return Location(source, epoch, self.shuffled(source, SUBSET)[usable])
 
     @functools.lru_cache(maxsize=256)  # noqa: B019  a few numbers each; few loaders in a process
-    def _shuffled(self, source: int, epoch: int) -> Permutation:
+    def shuffled(self, source: int, epoch: int) -> Permutation:
         """The order of one epoch; with SUBSET, which of all sequences are usable."""
         length = self.counts[source] if epoch == SUBSET else self.mixture.usable[source]
         return Permutation(length, self.seed, source, epoch)

@@ -39,7 +39,7 @@ def summed_cross_entropy(
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-    return _SummedCrossEntropy.apply(hidden.flatten(0, -2), head.weight, labels.flatten(), dtype)
+    return SummedCrossEntropy.apply(hidden.flatten(0, -2), head.weight, labels.flatten(), dtype)
 
 
 def token_log_probs(
@@ -53,7 +53,7 @@ def token_log_probs(
     """
     states, targets = hidden.flatten(0, -2), labels.flatten()
     vocabulary = getattr(head, "out_features", None) or head(states[:1]).shape[-1]
-    chunks = _chunks(targets, vocabulary)
+    chunks = token_chunks(targets, vocabulary)
 
     scores = [
         checkpoint(_log_probs, head, states[chunk], targets[chunk], use_reentrant=False)
@@ -71,7 +71,7 @@ def _log_probs(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
     return (chosen - logits.logsumexp(dim=-1)).where(valid, 0.0)
 
 
-def _chunks(targets: Int[Tensor, " tokens"], vocabulary: int) -> tuple[Tensor, ...]:
+def token_chunks(targets: Int[Tensor, " tokens"], vocabulary: int) -> tuple[Tensor, ...]:
     """Indices of the tokens to project, as many at a time as CHUNK_BYTES allows; at
     least one chunk, which may be empty.
 
@@ -86,7 +86,7 @@ def _chunks(targets: Int[Tensor, " tokens"], vocabulary: int) -> tuple[Tensor, .
     return tokens.split(max(1, CHUNK_BYTES[targets.device.type] // (4 * vocabulary)))
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+class SummedCrossEntropy(torch.autograd.Function):
     """Loss and both gradients in one pass over chunks; backward only scales them.
     Products run in `dtype`, sums in fp32.
     """
@@ -101,7 +101,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
 
-        for chunk in _chunks(labels, len(weight)):
+        for chunk in token_chunks(labels, len(weight)):
             states, targets = hidden[chunk].to(dtype), labels[chunk, None]
             ignored = targets == IGNORE
             targets = targets.clamp(min=0)

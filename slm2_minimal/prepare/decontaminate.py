@@ -1,4 +1,4 @@
-"""Finding evaluation text in training text, and taking it out (report section 2).
+"""Finding evaluation text in training text, and taking it out.
 
 A place is contaminated where `n` words in a row also stand in an evaluation set, case,
 punctuation and white space aside. An index holds the hashes of all n-grams of the
@@ -100,7 +100,7 @@ class BenchmarkIndex:
         """
         words = words_of(texts)
         hashes, starts, first = ngrams(words, self.n)
-        at = self._probable(hashes)
+        at = self.probable(hashes)
         positions = np.minimum(np.searchsorted(self.hashes, hashes[at]), len(self.hashes) - 1)
         known = self.hashes[positions] == hashes[at]
         at, positions = at[known], positions[known]
@@ -115,11 +115,11 @@ class BenchmarkIndex:
         for left, right in itertools.pairwise(edges):
             shared = positions[left:right]
             begin, end = int(begins[left]), int(ends[right - 1])
-            hit = Hit(begin, end, self._names(shared), tuple(shared.tolist()))
+            hit = Hit(begin, end, self.names_of(shared), tuple(shared.tolist()))
             result[owners[left]].append(hit)
         return result
 
-    def _names(self, positions: Int64[np.ndarray, " hits"]) -> tuple[str, ...]:
+    def names_of(self, positions: Int64[np.ndarray, " hits"]) -> tuple[str, ...]:
         """The benchmarks that hold any of these n-grams."""
         union = np.bitwise_or.reduce(self.members[:, positions], axis=1).tolist()
         return tuple(
@@ -128,9 +128,10 @@ class BenchmarkIndex:
             if union[b // 64] >> b % 64 & 1
         )
 
-    def _probable(self, hashes: UInt64[np.ndarray, " N"]) -> Int64[np.ndarray, " probable"]:
-        """Where `hashes` holds all that are in the index and few others: a search costs
-        much more than a look at the filter.
+    def probable(self, hashes: UInt64[np.ndarray, " N"]) -> Int64[np.ndarray, " probable"]:
+        """Where `hashes` holds all that are in the index and few others.
+
+        A search costs much more than a look at the filter.
         """
         byte, bit = self._places(hashes)
         return np.flatnonzero(self._filter.take(byte) >> bit & np.uint8(1))

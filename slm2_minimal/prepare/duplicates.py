@@ -63,10 +63,10 @@ def exact_keys(texts: Iterable[str]) -> UInt64[np.ndarray, "n 2"]:
     either end.
     """
     plain = (" ".join(unicodedata.normalize("NFC", text).split()) for text in texts)
-    return _digests(plain, 16).reshape(-1, 2)
+    return text_digests(plain, 16).reshape(-1, 2)
 
 
-def _digests(texts: Iterable[str], size: int) -> UInt64[np.ndarray, " numbers"]:
+def text_digests(texts: Iterable[str], size: int) -> UInt64[np.ndarray, " numbers"]:
     digests = (hashlib.blake2b(_utf8(text), digest_size=size).digest() for text in texts)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
@@ -87,7 +87,7 @@ def write_keys(path: Path, documents: Iterable[tuple[str, str]], lsh: LSH | None
         ids, texts = zip(*batch, strict=True)
         part = np.empty((columns, len(batch)), dtype=np.uint64)
         part[[TEXT, TEXT_REST]] = exact_keys(texts).T
-        part[ID] = _digests(ids, 8)
+        part[ID] = text_digests(ids, 8)
         part[BYTES] = [len(_utf8(text)) for text in texts]
         if lsh:
             part[BANDS:] = band_keys(signatures(texts, lsh), lsh)

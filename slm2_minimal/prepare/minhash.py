@@ -1,5 +1,5 @@
 """MinHash signatures and locality-sensitive hashing: finding similar texts without
-comparing all pairs (report section 2).
+comparing all pairs.
 
 A text is the set of its shingles, runs of a few words. Under a random permutation of
 all shingles, two sets have the same smallest one with probability |A and B| / |A or B|,
@@ -87,7 +87,7 @@ def signatures(texts: Iterable[str], lsh: LSH) -> UInt32[np.ndarray, "n permutat
     BATCH characters, or of the longest text: about 65 bytes per word.
     """
     columns = [np.empty((lsh.permutations, 0), dtype=np.uint32)]
-    columns += [_signatures_of_batch(batch, lsh) for batch in batches(texts)]
+    columns += [batch_signatures(batch, lsh) for batch in batches(texts)]
     return np.concatenate(columns, axis=1).T
 
 
@@ -109,7 +109,7 @@ def batches(items: Iterable[Item], text: Callable[[Item], str] = str) -> Iterato
         yield batch
 
 
-def _signatures_of_batch(texts: list[str], lsh: LSH) -> UInt32[np.ndarray, "permutations n"]:
+def batch_signatures(texts: list[str], lsh: LSH) -> UInt32[np.ndarray, "permutations n"]:
     hashes, starts, _ = ngrams(words_of(texts), lsh.shingle, whole_short=True)
     shingles = (hashes >> np.uint64(32)).astype(np.uint32)
     factors, shifts = permutation_numbers(lsh)

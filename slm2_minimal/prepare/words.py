@@ -1,5 +1,5 @@
 """The words of many texts at once, as 64-bit numbers: what deduplication and
-decontamination compare (report section 2).
+decontamination compare.
 
 A word is a run of letters, marks and digits, its case and compatibility forms folded;
 everything else separates. In scripts that are written without spaces (Chinese,

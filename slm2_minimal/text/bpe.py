@@ -24,7 +24,7 @@ def train_bpe(text: str, num_merges: int, pattern: str) -> Ranks:
     """
     ranks: Ranks = {bytes([byte]): byte for byte in range(256)}
     counts = Counter(regex.findall(pattern, well_formed(text)))
-    words = {piece: _single_bytes(piece.encode()) for piece in counts}
+    words = {piece: single_bytes(piece.encode()) for piece in counts}
 
     for _ in range(num_merges):
         # how often each pair stands in the whole text
@@ -38,7 +38,7 @@ def train_bpe(text: str, num_merges: int, pattern: str) -> Ranks:
         # the best pair becomes a token
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         ranks[b"".join(best)] = len(ranks)
-        words = {piece: _join(parts, best) for piece, parts in words.items()}
+        words = {piece: join(parts, best) for piece, parts in words.items()}
     return ranks
 
 
@@ -47,7 +47,7 @@ def bpe_merge(piece: bytes, ranks: Ranks) -> list[bytes]:
 
     Joins the adjacent pair of lowest rank, leftmost first, until no pair is a token.
     """
-    parts = _single_bytes(piece)
+    parts = single_bytes(piece)
     while len(parts) > 1:
         pair_ranks = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         best = min(pair_ranks)
@@ -66,11 +66,11 @@ def encode_bpe(text: str, ranks: Ranks, pattern: str) -> list[int]:
     return ids
 
 
-def _single_bytes(piece: bytes) -> list[bytes]:
+def single_bytes(piece: bytes) -> list[bytes]:
     return [bytes([byte]) for byte in piece]
 
 
-def _join(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+def join(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
     """All occurrences of `pair` joined, from left to right."""
     joined: list[bytes] = []
     i = 0

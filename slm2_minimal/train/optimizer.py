@@ -62,7 +62,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Float
     if not kinds:
         return torch.zeros(())
 
-    norms = [_norm(gradients, mesh, placements) for (mesh, placements), gradients in kinds.items()]
+    norms = [
+        shared_norm(gradients, mesh, placements) for (mesh, placements), gradients in kinds.items()
+    ]
     total = torch.linalg.vector_norm(torch.stack(norms))
     if any(mesh is not None and mesh.ndim > 1 for mesh, _ in kinds):
         # Groups that reduced apart may differ in the last bit: all go on with the mean,
@@ -76,7 +78,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Float
     return total
 
 
-def _norm(gradients: list[Tensor], mesh: Any, placements: Any) -> Float[Tensor, ""]:
+def shared_norm(gradients: list[Tensor], mesh: Any, placements: Any) -> Float[Tensor, ""]:
     """The norm of gradients of one kind, summed over the ranks that share them."""
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     sharded = [dim for dim, kind in enumerate(placements) if not isinstance(kind, Replicate)]

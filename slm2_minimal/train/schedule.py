@@ -24,13 +24,13 @@ def learning_rate(step: int, config: ScheduleConfig) -> float:
         raise ValueError(f"step = {step}: steps count from 0")
     start, length = config.cooldown_start, config.cooldown_steps
     if start is None or length is None or step < start:
-        return _before_cooldown(step, config)
+        return before_cooldown(step, config)
 
     remaining = 1 - (step - start) / length
-    return _before_cooldown(start, config) * max(remaining, 0.0)
+    return before_cooldown(start, config) * max(remaining, 0.0)
 
 
-def _before_cooldown(step: int, config: ScheduleConfig) -> float:
+def before_cooldown(step: int, config: ScheduleConfig) -> float:
     """Warm-up and the schedule's shape."""
     peak = config.peak_rate
     if step < config.warmup_steps:
@@ -38,18 +38,18 @@ def _before_cooldown(step: int, config: ScheduleConfig) -> float:
 
     if config.kind == "hybrid":
         if step <= config.decay_steps / 4:
-            return _cosine(2 * math.pi * step / config.decay_steps, config)
+            return cosine(2 * math.pi * step / config.decay_steps, config)
         alpha, beta = hybrid_constants(config)
         return alpha / math.sqrt(step + beta)
     if config.kind == "cosine":
         progress = min(step / config.decay_steps, 1.0)
-        return _cosine(math.pi * progress, config)
+        return cosine(math.pi * progress, config)
     if config.kind == "inverse_sqrt":
         return peak * math.sqrt(config.warmup_steps / max(step, 1))
     return peak  # wsd and constant
 
 
-def _cosine(angle: float, config: ScheduleConfig) -> float:
+def cosine(angle: float, config: ScheduleConfig) -> float:
     """From `peak_rate` at the angle 0 to `min_rate` at pi."""
     half = (config.peak_rate - config.min_rate) / 2
     return config.min_rate + half * (math.cos(angle) + 1)

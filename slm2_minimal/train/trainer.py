@@ -151,15 +151,15 @@ class Trainer:
             TrainingError: there is nothing to go back to; the weights are as before.
         """
         while True:
-            self._forget_losses_of_other_data()
-            batch = self._next_batch()
-            divisor = self._agree(batch)
-            loss, grad_norm = self._gradients(batch, divisor)
+            self.forget_losses_of_other_data()
+            batch = self.next_batch()
+            divisor = self.agree(batch)
+            loss, grad_norm = self.gradients(batch, divisor)
             verdict = self.guard.judge(loss, grad_norm, self.state.recent_losses)
             self.state.data_position += self.batch_rows
             if verdict.action is Action.ACCEPT:
                 break
-            self._pass_over(verdict, loss, grad_norm)
+            self.pass_over(verdict, loss, grad_norm)
 
         lr = learning_rate(self.state.step, self.config.schedule)
         update(self.optimizer, lr, keep_gradient_memory=self.replica.strategy == "ddp")
@@ -169,7 +169,7 @@ class Trainer:
 
     # The parts of a step
 
-    def _next_batch(self) -> Batch:
+    def next_batch(self) -> Batch:
         """This rank's rows of the global batch at the data position."""
         if self._batches is None:
             self._batches = self.loader.batches(
@@ -181,7 +181,7 @@ class Trainer:
             )
         return next(self._batches)
 
-    def _agree(self, batch: Batch) -> int:
+    def agree(self, batch: Batch) -> int:
         """What the loss is divided by, over all ranks; and whether one is to stop.
 
         Raises OSError, on all, where one could not write its part of a checkpoint.
@@ -194,7 +194,7 @@ class Trainer:
             self.checkpoints.wait()
         return round(weight) // self.replica.copies
 
-    def _gradients(self, batch: Batch, divisor: int) -> tuple[float, float]:
+    def gradients(self, batch: Batch, divisor: int) -> tuple[float, float]:
         """Make the clipped gradients; returns the loss, and the norm they had."""
         part = accumulate_gradients(
             self.replica.forward,
@@ -208,7 +208,7 @@ class Trainer:
         [loss] = self.world.sum(part.item())
         return loss / self.replica.copies, grad_norm.item()
 
-    def _forget_losses_of_other_data(self) -> None:
+    def forget_losses_of_other_data(self) -> None:
         """Where the mixture changes, the loss does, and that is no spike."""
         begin, end = self.state.data_position, self.state.data_position + self.batch_rows
         for stage in self.config.data.stages:
@@ -216,7 +216,7 @@ class Trainer:
                 self.state.recent_losses = []
                 self.guard.forget()
 
-    def _pass_over(self, verdict: Verdict, loss: float, grad_norm: float) -> None:
+    def pass_over(self, verdict: Verdict, loss: float, grad_norm: float) -> None:
         """Leave a bad batch behind, or go back to a checkpoint as well."""
         self.optimizer.zero_grad(set_to_none=self.replica.strategy != "ddp")
         step, position = self.state.step, self.state.data_position

@@ -46,9 +46,11 @@ def ignored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     are projected.
     """
     if request.param == "masked":
-        only_valid = loss_module._chunks
+        only_valid = loss_module.token_chunks
         monkeypatch.setattr(
-            loss_module, "_chunks", lambda targets, size: only_valid(targets.clamp(min=0), size)
+            loss_module,
+            "token_chunks",
+            lambda targets, size: only_valid(targets.clamp(min=0), size),
         )
 
 

@@ -301,8 +301,8 @@ def test_few_ngrams_of_clean_text_are_searched_for() -> None:
         {"all": [document.text for document in load_corpus(languages=["en", "fr"])]}
     )
     others = np.random.default_rng(0).integers(0, 1 << 64, 100_000, dtype=np.uint64)
-    assert 1 / 33 < len(index._probable(others)) / len(others) < 1 / 15.5
-    assert len(index._probable(index.hashes)) == len(index.hashes) > 20_000
+    assert 1 / 33 < len(index.probable(others)) / len(others) < 1 / 15.5
+    assert len(index.probable(index.hashes)) == len(index.hashes) > 20_000
 
 
 @pytest.mark.parametrize("size", [1, 50, 1000])
