@@ -289,7 +289,7 @@ run    {train.steps:,} steps, {tokens} tokens, {days} days: {hours} GPU-hours
     return f"""{lines}
 report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)
        30 MWh (secondary), that is {average_watts:.0f} W a GPU; {card.watts:.0f} W for 92k hours \
-is {sheet_mwh:.1f} MWh (derived)
+is {sheet_mwh:.1f} MWh (derived from secondary)
        11 t CO2 (secondary)"""
 
 

@@ -365,7 +365,7 @@ def test_the_page_for_the_reports_run(capsys: pytest.CaptureFixture[str]) -> Non
         "report 92k GPU-hours, 322k USD at 3.5 a GPU-hour, MFU 54.5% (confirmed)",
         "33.3 MWh at 400 W",
         "30 MWh (secondary), that is 296 W",
-        "40.5 MWh (derived)",
+        "40.5 MWh (derived from secondary)",
         "kg/kWh (unverified)",
         "11 t CO2 (secondary)",
         "1,644,515,328 parameters",
