@@ -22,18 +22,21 @@ from slm2_minimal.distributed.world import World
 from slm2_minimal.files import read_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.text.tokenizer import Tokenizer
+from slm2_minimal.text.tokenizer import Tokenizer, find_tokenizer
 
 # Fields of a model's configuration on which no weight depends.
 FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
 
 
 def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
-    """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`."""
+    """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`.
+
+    A Hugging Face folder that holds a tokenizer is that tokenizer's name.
+    """
     world = World(torch.device("cpu"))
     folder, state = _find(path_or_id, world)
     if state is None:
-        return StableLM2.from_pretrained(folder), None
+        return StableLM2.from_pretrained(folder), _tokenizer_in(folder)
     config = saved_config(folder, state)
     model = StableLM2(config.model)
     read_tensors(folder, weights_of(model, MODEL), world)
@@ -50,19 +53,25 @@ def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
     """
     folder, state = _find(path_or_id, world)
     if state is None:
-        theirs, prefix, tokenizer = hub.read_config(folder), "", None
+        theirs, prefix, tokenizer = hub.read_config(folder), "", _tokenizer_in(folder)
     else:
         config = saved_config(folder, state)
         theirs, prefix, tokenizer = config.model, MODEL, config.data.tokenizer
     free = {field: getattr(model.config, field) for field in FREE_FIELDS}
     check_architecture(folder, theirs.replace(**free), model.config)
-    read_tensors(folder, weights_of(model, prefix), world)
+
+    tensors = weights_of(model, prefix)
+    if state is None and theirs.tie_word_embeddings:
+        # of a tied table one is stored, under either name
+        name = hub.TABLE if hub.TABLE in hub.stored_names(folder) else hub.HEAD
+        tensors[name] = tensors.pop(hub.TABLE)
+    read_tensors(folder, tensors, world)
     return tokenizer
 
 
 def check_tokenizer(path_or_id: str, tokenizer: Tokenizer) -> None:
     """Raise CheckpointError where the model that `load_model` took from there was
-    trained with another vocabulary. A Hugging Face folder knows of none.
+    trained with another vocabulary. Hugging Face's format does not say with which.
     """
     folder = _checkpoint_of(Path(path_or_id))
     trained_with = "" if folder is None else read_json(folder / STATE).get("tokenizer_fingerprint")
@@ -79,6 +88,10 @@ def _find(path_or_id: str, world: World) -> tuple[Path, dict[str, Any] | None]:
     if folder is None:
         return hub.resolve(path_or_id), None
     return folder, read_state(folder, world)
+
+
+def _tokenizer_in(folder: Path) -> str | None:
+    return str(folder) if find_tokenizer(folder) else None
 
 
 def _checkpoint_of(path: Path) -> Path | None:

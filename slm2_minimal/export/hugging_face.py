@@ -2,55 +2,133 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 
-from slm2_minimal.config import DataError
+from slm2_minimal.config import DataError, ModelConfig
 from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+from slm2_minimal.export.tokenizer_files import read_chat_template, write_tokenizer
+from slm2_minimal.files import write_json
+from slm2_minimal.text.interface import Tokenizer
 from slm2_minimal.text.tokenizer import load_tokenizer
 
+TURN_END = "<|im_end|>"  # what closes a turn in ChatML; in the other formats the end of text
 
-def export(source: str, out: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> str:
-    """Write the model `source` into the folder `out`, its weights in `dtype`; one line
-    that says what was written.
 
-    `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. Where writing
-    fails, `out` is as it was.
+def export(
+    source: str,
+    out: str | Path,
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    chat_template: str | None = None,
+) -> str:
+    """Write the model `source` into the folder `out`, its weights in `dtype`, and its
+    tokenizer; one line that says what was written.
+
+    `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. A folder's chat
+    template goes along; `chat_template` replaces it. Where writing fails, `out` is as
+    it was.
 
     Raises:
         CheckpointError: there is no such model, or its tokenizer's file is another now.
-        DataError: `out` is there and not empty, or cannot be written.
+        DataError: `out` is there and not empty, or cannot be written; or the tokenizer
+        has more ids than the model.
     """
     folder = Path(out)
-    new = []
+    new = _new_folders(folder)
+
+    model, name = load_model(source)
+    tokenizer, missing = _tokenizer(source, name)
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"tokenizer = {name!r}: has {tokenizer.vocab_size} ids, the model"
+            f" {model.config.vocab_size}; use the one it was trained with"
+        )
+    if name and chat_template is None:
+        chat_template = read_chat_template(Path(name))
+
+    try:
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        generation = generation_config(model.config, tokenizer, chat_template)
+        write_json(folder / "generation_config.json", generation)
+        if tokenizer is not None:
+            context = model.config.max_position_embeddings
+            missing = write_tokenizer(folder, tokenizer, context, chat_template)
+    except BaseException as error:
+        _remove(folder, new)
+        if isinstance(error, OSError | SafetensorError):
+            raise _refused(out, error) from None
+        raise
+
+    written = "" if tokenizer is None else f"; tokenizer {tokenizer.name}"
+    without = "" if missing is None else f"; {missing}"
+    return f"{out}: {model.config.num_parameters():,} parameters in {dtype}{written}{without}"
+
+
+def generation_config(
+    config: ModelConfig, tokenizer: Tokenizer | None, chat_template: str | None
+) -> dict[str, Any]:
+    """What ends a text that `generate` of transformers writes; it is greedy by itself.
+
+    A turn of ChatML has an end of its own, which ends the answer too.
+    """
+    end = config.eos_token_id
+    if end is None and tokenizer is not None:
+        end = tokenizer.eos_token_id
+    ends: int | list[int] | None = end
+    if tokenizer is not None and chat_template is not None and TURN_END in chat_template:
+        turn_end = tokenizer.special_tokens.get(TURN_END)
+        if turn_end is not None and end not in (None, turn_end):
+            ends = [end, turn_end]
+    return {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": ends,
+        "pad_token_id": end,
+        "do_sample": False,
+    }
+
+
+def _tokenizer(source: str, name: str | None) -> tuple[Tokenizer | None, str | None]:
+    """The model's tokenizer, or why none is written.
+
+    Raises CheckpointError where the file is another than the model was trained with.
+    """
+    if name is None:
+        return None, "no tokenizer was written: the model names none"
+    try:
+        tokenizer = load_tokenizer(name)
+    except DataError as error:
+        return None, f"no tokenizer was written: {error}"
+    check_tokenizer(source, tokenizer)
+    return tokenizer, None
+
+
+def _new_folders(folder: Path) -> list[Path]:
+    """`folder` and those above it that are not there yet.
+
+    Raises DataError where it is there and not empty, or cannot be.
+    """
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
         taken = not new and (not folder.is_dir() or any(folder.iterdir()))
     except OSError as error:
-        raise _refused(out, error) from None
+        raise _refused(folder, error) from None
     if taken:
-        raise DataError(f"out = {str(out)!r}: is there already; name a new folder, or an empty one")
+        raise DataError(
+            f"out = {str(folder)!r}: is there already; name a new folder, or an empty one"
+        )
+    return new
 
-    model, tokenizer_name = load_model(source)
-    if tokenizer_name:
-        with suppress(DataError):  # it may have been moved; then it is only named
-            check_tokenizer(source, load_tokenizer(tokenizer_name))
-    try:
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
-    except BaseException as error:
-        with suppress(OSError):
-            for file in folder.glob("*"):
-                file.unlink()
-        for path in new:
-            with suppress(OSError):  # not made yet
-                path.rmdir()
-        if isinstance(error, OSError | SafetensorError):
-            raise _refused(out, error) from None
-        raise
-    trained = f"; its tokenizer is {tokenizer_name}" if tokenizer_name else ""
-    return f"{out}: {model.config.num_parameters():,} parameters in {dtype}{trained}"
+
+def _remove(folder: Path, new: list[Path]) -> None:
+    """Put everything back as it was before the export; the folder was empty or new."""
+    with suppress(OSError):
+        for file in folder.glob("*"):
+            file.unlink()
+    for path in new:
+        with suppress(OSError):  # not made yet
+            path.rmdir()
 
 
 def _refused(out: str | Path, error: Exception) -> DataError:

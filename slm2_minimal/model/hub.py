@@ -9,7 +9,8 @@ unpickled and no remote code runs.
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,8 @@ TENSORS = re.compile(  # every tensor of the format; all norms have biases in it
     r"|model\.layers\.\d+\.self_attn\.([qkvo]_proj\.weight|[qkv]_proj\.bias)"
     r"|model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight"
 )
+# What is fetched from the Hub: weights, configuration, tokenizer; no code.
+FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
 Checked = TypeVar("Checked")
 UNUSED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")  # of old files
 
@@ -83,7 +86,7 @@ def resolve(path_or_repo_id: str | Path) -> Path:
     except ImportError:
         raise MissingExtraError("huggingface_hub", "hf", f"loading {name} from the Hub") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(name, allow_patterns=FETCHED))
     except (OSError, ValueError) as error:  # what all of the Hub's errors are
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
@@ -146,22 +149,10 @@ def read_weights(
     """The state dict of a folder in `dtype`, every key and shape held against `model`'s
     (which may lie on the meta device).
     """
-    files = [WEIGHTS]
-    if (folder / INDEX).exists():
-        index = _checked(Index, _read_object(folder / INDEX), folder / INDEX)
-        files = sorted(set(index.weight_map.values()))
     weights: dict[str, Tensor] = {}
-    for name in files:
-        if Path(name).name != name or "\0" in name:
-            raise CheckpointError(
-                f"{INDEX} names {name!r}: shards must lie beside it; use a clean download"
-            )
-        try:
-            weights |= load_file(folder / name)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(
-                f"{folder / name}: missing or damaged ({error}); download or save it again"
-            ) from None
+    for file in _weight_files(folder):
+        with _whole(file):
+            weights |= load_file(file)
 
     # every key and every shape; of tied tables one is stored, under either name
     weights = {key: value for key, value in weights.items() if not UNUSED.fullmatch(key)}
@@ -177,6 +168,15 @@ def read_weights(
                 f" {expected.get(key, 'no such tensor')}; use weights and config of one model"
             )
     return {key: _finite(key, weights[key], folder).to(dtype) for key in expected}
+
+
+def stored_names(folder: Path) -> set[str]:
+    """The names of all tensors in a folder, without reading them."""
+    names: set[str] = set()
+    for file in _weight_files(folder):
+        with _whole(file), safetensors.safe_open(file, "pt") as tensors:
+            names.update(tensors.keys())
+    return names
 
 
 def write(
@@ -218,10 +218,36 @@ def write(
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         written.add(INDEX)
 
-    write_json(folder / CONFIG, write_config(config))
+    dtype = str(tensors[TABLE].dtype).removeprefix("torch.")
+    write_json(folder / CONFIG, {**write_config(config), "dtype": dtype})
     for file_path in folder.glob("model*.safetensors*"):
         if file_path.name not in written:
             file_path.unlink()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file of a folder, or those that its index names."""
+    if not (folder / INDEX).exists():
+        return [folder / WEIGHTS]
+    index = _checked(Index, _read_object(folder / INDEX), folder / INDEX)
+    names = sorted(set(index.weight_map.values()))
+    for name in names:
+        if Path(name).name != name or "\0" in name:
+            raise CheckpointError(
+                f"{INDEX} names {name!r}: shards must lie beside it; use a clean download"
+            )
+    return [folder / name for name in names]
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[None]:
+    """Refuse a file of weights that turns out to be none inside the block."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{file}: missing or damaged ({error}); download or save it again"
+        ) from None
 
 
 def _shards(tensors: dict[str, Tensor], max_bytes: int) -> dict[str, dict[str, Tensor]]:

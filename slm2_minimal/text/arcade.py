@@ -43,7 +43,8 @@ SPECIAL_NAMES = (
     " <|endofprompt|> <|im_start|> <|im_end|> <|pause|> <|reg0|> <|reg1|> <|reg2|> <|reg3|>"
     " <|reg4|> <|reg5|> <|reg6|> <|reg7|> <|extra0|>"
 ).split()
-ARCADE_SPECIAL = {name: 100_257 + i for i, name in enumerate(SPECIAL_NAMES)}
+UNUSED_ID = 100_256  # after cl100k's ranks; nothing has it
+ARCADE_SPECIAL = {name: UNUSED_ID + 1 + i for i, name in enumerate(SPECIAL_NAMES)}
 
 # tiktoken's regex engine backtracks through white space, and gives up on a run of a
 # million characters without a newline after it. (What the engine takes for white space,

@@ -29,6 +29,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.processor = sentencepiece.SentencePieceProcessor()
         self.processor.LoadFromSerializedProto(model)  # the constructor takes an empty one for none
         self.name = name
+        self.model = model
         self.vocab_size = self.processor.vocab_size()
         self.eos_token_id = self.processor.eos_id()
         self.fingerprint = hashlib.sha256(model).hexdigest()[:16]
