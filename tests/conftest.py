@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from slm2_minimal.config import RunConfig
+from slm2_minimal.text.arcade import find_ranks
 from slm2_minimal.text.tokenizer import (
     Arcade100k,
     SentencePieceTokenizer,
@@ -58,6 +59,12 @@ def no_terminal() -> Iterator[None]:
     yield
     logger.handlers[:] = handlers
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def ranks_file() -> bytes:
+    """The bytes of cl100k's ranks file."""
+    return find_ranks()
 
 
 @pytest.fixture(scope="session")

@@ -41,8 +41,9 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
 
     # the others are files
     path = PRESET_DIR / "tiny.model" if name == "tiny" else Path(expand(name, "tokenizer"))
+    called = path.stem
     if path.is_dir():
-        path = _file_in(path, name)
+        called, path = path.name, _file_in(path, name)
     if path.suffix == ".json":
         return read_arcade(path, name)
     if path.suffix not in (".model", ".tiktoken"):
@@ -58,7 +59,7 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
         ) from None
     if path.suffix == ".tiktoken":
         return Arcade100k.from_ranks_file(content, name)
-    return _sentence_piece(content, name, path.stem)
+    return _sentence_piece(content, name, called)
 
 
 def find_tokenizer(folder: Path) -> Path | None:
@@ -75,10 +76,10 @@ def _file_in(folder: Path, name: str) -> Path:
     return path
 
 
-def _sentence_piece(content: bytes, name: str, stem: str) -> SentencePieceTokenizer:
+def _sentence_piece(content: bytes, name: str, called: str) -> SentencePieceTokenizer:
     """A SentencePiece model, which must be one and know where a document ends."""
     try:
-        tokenizer = SentencePieceTokenizer(content, stem)
+        tokenizer = SentencePieceTokenizer(content, called)
     except RuntimeError:
         raise DataError(
             f"tokenizer = {name!r}: not a SentencePiece model; train one with train_sentencepiece,"
