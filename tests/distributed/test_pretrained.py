@@ -1,16 +1,17 @@
 """Weights alone: from every kind of source, into a model under every strategy."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from slm2_minimal.config import CheckpointError, RunConfig
+from slm2_minimal.config import PRESET_DIR, CheckpointError, RunConfig
 from slm2_minimal.distributed import checkpoint, pretrained
 from slm2_minimal.distributed.parallel import parallelize
 from slm2_minimal.distributed.world import World
@@ -114,6 +115,41 @@ def test_weights_of_16_bits_and_a_tied_head(small_run: Make, tmp_path: Path) -> 
     pretrained.load_weights(str(tmp_path / "hub"), model, ALONE)
     assert_same(weights_of(model), {k: v.float() for k, v in weights_of(source).items()})
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_tied_table_under_either_name(
+    name: str, sharded: bool, small_run: Make, tmp_path: Path
+) -> None:
+    """safetensors keeps one of the two names; every way in takes both."""
+    config = small_run(**MODEL, **{"model.tie_word_embeddings": True})
+    source, hub = StableLM2(config.model), tmp_path / "hub"
+    source.save_pretrained(hub, max_shard_bytes=50_000 if sharded else 10**9)
+    for file in hub.glob("*.safetensors"):
+        tensors = {
+            name if key == "model.embed_tokens.weight" else key: value
+            for key, value in load_file(file).items()
+        }
+        save_file(tensors, file, metadata={"format": "pt"})
+    if sharded:
+        index = hub / "model.safetensors.index.json"
+        index.write_text(index.read_text().replace("model.embed_tokens.weight", name))
+
+    model = StableLM2(config.model)
+    pretrained.load_weights(str(hub), model, ALONE)
+    assert_same(weights_of(model), weights_of(source))
+    assert_same(weights_of(pretrained.load_model(str(hub))[0]), weights_of(source))
+
+
+def test_a_folder_with_a_tokenizer_names_itself(small_run: Make, tmp_path: Path) -> None:
+    config = small_run(**MODEL)
+    StableLM2(config.model).save_pretrained(tmp_path / "hub")
+    assert pretrained.load_model(str(tmp_path / "hub"))[1] is None
+    shutil.copy(PRESET_DIR / "tiny.model", tmp_path / "hub" / "tokenizer.model")
+    assert pretrained.load_model(str(tmp_path / "hub"))[1] == str(tmp_path / "hub")
+    model = StableLM2(config.model)
+    assert pretrained.load_weights(str(tmp_path / "hub"), model, ALONE) == str(tmp_path / "hub")
 
 
 def test_the_context_may_be_another(run_dir: Path, small_run: Make) -> None:
