@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help book test test-all check train notebooks clean
+.PHONY: help book test test-all check check-released train notebooks clean
 
 help:
 	@echo "make book       build the site and say where its index.html is"
 	@echo "make test       linters, types, unit tests, every chapter re-executed and compared"
 	@echo "make test-all   the same with the slow tests"
 	@echo "make check      linters and types only"
+	@echo "make check-released  the released weights against transformers (network, 7 GB, 10 GB of memory)"
 	@echo "make train      train the tiny model on the embedded corpus and let it write"
 	@echo "make notebooks  execute every chapter again and store the outputs"
 
@@ -38,6 +39,9 @@ test: check
 test-all: check
 	$(BIN)/pytest -m "not gpu"
 	$(BIN)/pytest --nbval book/
+
+check-released: $(READY)
+	$(BIN)/python benchmarks/check_released.py
 
 train: $(READY)
 	$(BIN)/slm2 train tiny

@@ -2,7 +2,7 @@
 (chapter 9).
 
 `hugging_face` writes what transformers and everything that reads its folders load:
-config.json and safetensors. A source is a run's folder (its best checkpoint), a
-checkpoint, a Hugging Face folder or a Hub id. A target is new or empty, and stays so
-where the export fails.
+config.json and safetensors, and through `tokenizer_files` the model's tokenizer. A
+source is a run's folder (its best checkpoint), a checkpoint, a Hugging Face folder or a
+Hub id. A target is new or empty, and stays so where the export fails.
 """

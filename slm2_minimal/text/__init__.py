@@ -5,5 +5,6 @@ their text into ids and back. In the order of reading:
 
 documents: readers of files and the Hub.  corpus: the embedded texts, and which to take.
 bpe: byte-pair encoding, for teaching.  interface: what every tokenizer can do.
-arcade: the report's tokenizer.  sentence_piece: small models.  tokenizer: loads either.
+arcade: the report's tokenizer.  sentence_piece: small models.  merges: ranks as other
+programs write them.  tokenizer_json: a released folder's.  tokenizer: loads any.
 """

@@ -7,6 +7,7 @@ ranks, which are held against cl100k_base's digest.
 import base64
 import itertools
 import json
+import logging
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +17,8 @@ from slm2_minimal.config import DataError
 from slm2_minimal.files import read_json
 from slm2_minimal.text.arcade import ARCADE_PATTERN, ARCADE_SPECIAL, UNUSED_ID, Arcade100k
 from slm2_minimal.text.merges import from_chars
+
+logger = logging.getLogger(__name__)
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 # The pattern's matches are the pieces, which is said in either of two ways; what is
@@ -97,7 +100,9 @@ def _check_pipeline(content: TokenizerJson, name: str) -> None:
     affixes = model.continuing_subword_prefix or model.end_of_word_suffix
     if model.type != "BPE" or affixes or model.byte_fallback or model.dropout:
         _refuse(name, f"model, a {model.type},", "is not plain byte-level BPE")
-    if content.normalizer != {"type": "NFC"}:
+    if content.normalizer is None:
+        logger.warning("tokenizer = %r: its file leaves text as it is; here it is put in NFC", name)
+    elif content.normalizer != {"type": "NFC"}:
         _refuse(name, "normalizer", "is not NFC")
     if _canonical(content.pre_tokenizer) not in map(_canonical, PRE_TOKENIZERS):
         _refuse(name, "pre_tokenizer", "does not cut text by Arcade100k's pattern")
