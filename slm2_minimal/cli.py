@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from slm2_minimal import writing
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
 from slm2_minimal.config.errors import shown
 from slm2_minimal.config.overrides import split_overrides
@@ -22,10 +23,6 @@ from slm2_minimal.config.paths import expand
 from slm2_minimal.terminal import complain, log_to_terminal, show_any_text
 
 TAKE_A_CONFIG = ("prepare", "train", "plan", "launch")
-MODEL = (
-    "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a"
-    " Hub id"
-)
 MOST_GPUS, MOST_TASKS = 1_000_000, 100_000
 # What a path may be that cannot be used: the user can name another.
 PATH_ERRORS = (
@@ -95,7 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action=_Show, text=_version, help="the package's, torch's and Python's"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_prepare, _add_train, _add_plan, _add_launch, _add_generate, _add_export):
+    for add in (
+        _add_prepare,
+        _add_train,
+        _add_plan,
+        _add_launch,
+        _add_generate,
+        _add_chat,
+        _add_export,
+    ):
         add(commands)
     summary = "what this machine has: devices, formats, measured rates, installed extras"
     _command(commands, "doctor", _doctor, summary)
@@ -223,25 +228,20 @@ def _add_slurm_options(add: Callable[..., Any]) -> None:
 
 
 def _add_generate(commands: Any) -> None:
-    tokenizer = "arcade100k, tiny, or a file; left out: the run's own, else arcade100k"
-    top_p = "draw among the likeliest with this share (default 0.95)"
-    add = _command(commands, "generate", _generate, "continue a prompt with a trained model")
-    add("model", help=MODEL)
-    add("--prompt", default="", help="the text to continue; none: free text")
-    add("--tokenizer", help=tokenizer)
-    add("--max-new-tokens", type=int, default=128, help="at most (default 128)")
-    add("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
-    add("--top-k", type=int, help="draw among so many of the likeliest (default: all)")
-    add("--top-p", type=float, default=0.95, help=top_p)
-    add("--seed", type=int, help="the same seed gives the same text")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    summary = "continue prompts with a trained model"
+    writing.add_generate_options(_command(commands, "generate", writing.generate, summary))
+
+
+def _add_chat(commands: Any) -> None:
+    summary = "talk with a model in the terminal"
+    writing.add_chat_options(_command(commands, "chat", writing.chat, summary))
 
 
 def _add_export(commands: Any) -> None:
     summary = "write a model in Hugging Face's format, for transformers and others"
     dtype = "of the weights (default float32: as trained)"
     add = _command(commands, "export", _export, summary)
-    add("model", help=MODEL)
+    add("model", help=writing.MODEL)
     add("out", help="the folder to write: new, or empty")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype)
 
@@ -334,37 +334,6 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
         prologue=options.prologue,
         dry_run=options.dry_run,
     )
-
-
-def _generate(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.distributed.device import pick_device
-    from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
-    from slm2_minimal.inference.generate import stream_text
-    from slm2_minimal.inference.sampling import Sampling
-    from slm2_minimal.text.tokenizer import load_tokenizer
-
-    # what may be refused, before the model, which takes long
-    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
-    named = None
-    if options.tokenizer is not None:
-        named = load_tokenizer(expand(options.tokenizer, "tokenizer"))
-
-    source = expand(options.model, "model")
-    model, trained_with = load_model(source)
-    model = model.to(pick_device(options.device))
-    tokenizer = named or load_tokenizer(trained_with or "arcade100k")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
-            f" {model.config.vocab_size}; name the one it was trained with"
-        )
-    check_tokenizer(source, tokenizer)
-
-    pieces = stream_text(model, tokenizer, options.prompt, options.max_new_tokens, sampling)
-    print(options.prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:

@@ -1,5 +1,7 @@
 """The key-value cache: what need not be computed again for tokens already read."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,11 +15,16 @@ class KeyValueCache:
 
     It takes 2 * layers * K * D * bytes per token and row of the batch: 196,608 bytes
     for the 1.6B in 16 bits.
+
+    Rows of different lengths are aligned at their ends: each is read alone into its
+    `row`, then `align` says where they begin, and from then on each step writes one
+    column. What lies before a row's start is never seen, and nothing is computed on it.
     """
 
     def __init__(self, layers: list[Float[Tensor, "2 B K capacity D"]]) -> None:
         self.layers = layers
         self.filled = [0] * len(layers)  # tokens of each layer
+        self.starts: Tensor | None = None  # (B,): the first column of each row; None: all 0
 
     @classmethod
     def allocate(
@@ -31,11 +38,12 @@ class KeyValueCache:
         """An empty cache for up to `length` tokens in each of `batch_size` rows."""
         shape = (2, batch_size, config.num_key_value_heads, length, config.head_dim)
         layers = range(config.num_hidden_layers)
-        return cls([torch.empty(shape, device=device, dtype=dtype) for _ in layers])
+        # zeros: what a mask hides is still multiplied by 0, and must be a number
+        return cls([torch.zeros(shape, device=device, dtype=dtype) for _ in layers])
 
     @property
     def length(self) -> int:
-        """How many tokens have been read."""
+        """How many tokens have been read, of the longest row."""
         return self.filled[0]
 
     @property
@@ -70,3 +78,18 @@ class KeyValueCache:
         """Forget all tokens but the first `length`."""
         assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} tokens"
         self.filled = [length] * len(self.filled)
+
+    def row(self, number: int, start: int) -> "KeyValueCache":
+        """The memory of one row from column `start` on, as an empty cache by itself."""
+        return KeyValueCache([layer[:, number : number + 1, :, start:] for layer in self.layers])
+
+    def repeat_row(self, number: int, times: int) -> None:
+        """Copy a row into the `times` - 1 rows behind it."""
+        for layer in self.layers:
+            layer[:, number + 1 : number + times] = layer[:, number : number + 1]
+
+    def align(self, starts: Sequence[int], length: int) -> None:
+        """Every row has been filled from its start to column `length`."""
+        self.filled = [length] * len(self.filled)
+        if any(starts):
+            self.starts = torch.tensor(starts, device=self.layers[0].device)

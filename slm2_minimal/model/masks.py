@@ -45,11 +45,16 @@ def packed_mask(document_ids: Int[Tensor, "B T"]) -> Mask:
     return document_blocks(document_ids) if document_ids.is_cuda else document_mask(document_ids)
 
 
-def cached_mask(new: int, length: int, device: torch.device) -> Bool[Tensor, "1 1 T S"] | None:
+def cached_mask(
+    new: int, length: int, device: torch.device, starts: Int[Tensor, " B"] | None = None
+) -> Bool[Tensor, "#B 1 T S"] | None:
     """The mask of `new` tokens that follow `length` cached ones; None where plain
-    causality or no mask says it already.
+    causality or no mask says it already. A row sees nothing before its start.
     """
-    if length == 0 or new == 1:
+    if starts is None and (length == 0 or new == 1):
         return None
-    everything = torch.ones(1, 1, new, length + new, dtype=torch.bool, device=device)
-    return everything.tril(diagonal=length)
+    columns = torch.arange(length + new, device=device)
+    causal = columns <= columns[length:, None]
+    if starts is None:
+        return causal[None, None]
+    return (causal & (columns >= starts[:, None, None]))[:, None]

@@ -96,8 +96,8 @@ class StableLM2(nn.Module):
         """Logits of the next token at every position.
 
         Args:
-            position_ids: count from 0 where left out; inside packed sequences they
-            restart with every document.
+            position_ids: left out, they count from each row's first token; inside
+            packed sequences they restart with every document.
             document_ids: tokens attend only to earlier tokens of the same id. None: the
             whole row is one document.
             cache: keys and values of the tokens before these; it is extended in place.
@@ -110,6 +110,7 @@ class StableLM2(nn.Module):
         """
         new = input_ids.shape[1]
         past = 0 if cache is None else cache.length
+        starts = None if cache is None else cache.starts
         context = self.config.max_position_embeddings
         if past + new > context:
             raise DataError(
@@ -122,9 +123,11 @@ class StableLM2(nn.Module):
             assert cache is None, "a cache holds one document a row, not packed ones"
             mask: Mask = packed_mask(document_ids)
         else:
-            mask = cached_mask(new, past, input_ids.device)
+            mask = cached_mask(new, past, input_ids.device, starts)
         if position_ids is None:
             position_ids = torch.arange(past, past + new, device=input_ids.device)
+            if starts is not None:
+                position_ids = position_ids - starts[:, None]
         angles = rotary_angles(position_ids, self.config.rotary_dim, self.config.rope_theta)
         rotation = (angles.cos(), angles.sin())
 

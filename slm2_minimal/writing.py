@@ -1,0 +1,223 @@
+"""`slm2 generate` and `slm2 chat`: what they take, and what they call."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slm2_minimal.config import DataError, UserError
+from slm2_minimal.config.paths import expand
+
+if TYPE_CHECKING:
+    from slm2_minimal.inference.sampling import Sampling
+    from slm2_minimal.model.transformer import StableLM2
+    from slm2_minimal.text.chat import Format
+    from slm2_minimal.text.tokenizer import Tokenizer
+
+MODEL = (
+    "a run's folder (its best checkpoint), a checkpoint, a folder in Hugging Face's format, or a"
+    " Hub id"
+)
+ROWS = 16  # texts that are written at once; each is what it would be alone
+ANSWER = 512  # tokens of an answer, where the context has room
+
+
+# What can be typed
+
+
+def add_generate_options(add: Callable[..., Any]) -> None:
+    file = "prompts, one a line; - is standard input; empty lines are passed over"
+    stop = "ends the text before it, beside the end of text; may be repeated"
+    lookup = "take drafts from the text so far: faster where it repeats itself, for greedy text"
+    _add_model(add)
+    prompt = "the text to continue; may be repeated; none at all: free text"
+    add("--prompt", action="append", metavar="TEXT", help=prompt)
+    add("--file", metavar="FILE", help=file)
+    add("--samples", type=int, default=1, metavar="N", help="texts of each prompt (default 1)")
+    add("--max-new-tokens", type=int, default=128, metavar="N", help="at most (default 128)")
+    _add_sampling(add)
+    add("--stop", action="append", default=[], metavar="TEXT", help=stop)
+    add("--lookup", action="store_true", help=lookup)
+
+
+def add_chat_options(add: Callable[..., Any]) -> None:
+    formats = (
+        "zephyr, chatml or plain (default: that of the folder's chat template; of a run, plain,"
+        " for models that were never tuned)"
+    )
+    tokens = f"of an answer, at most (default {ANSWER}, or half the context)"
+    _add_model(add)
+    add("--format", choices=("zephyr", "chatml", "plain"), help=formats)
+    add("--system", metavar="TEXT", help="a message that stands before the conversation")
+    add("--max-new-tokens", type=int, metavar="N", help=tokens)
+    _add_sampling(add)
+
+
+def _add_model(add: Callable[..., Any]) -> None:
+    tokenizer = "arcade100k, tiny, or a file; left out: the model's own"
+    add("model", help=MODEL)
+    add("--tokenizer", help=tokenizer)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _add_sampling(add: Callable[..., Any]) -> None:
+    top_k = "draw among so many of the likeliest (default: all)"
+    top_p = "draw among the likeliest with this share (default 0.95)"
+    min_p = "draw among those with this share of the likeliest's probability (default: all)"
+    penalty = "above 1, what the text has becomes less likely (default 1)"
+    add("--temperature", type=float, default=0.7, metavar="X", help="0 is greedy (default 0.7)")
+    add("--top-k", type=int, metavar="N", help=top_k)
+    add("--top-p", type=float, default=0.95, metavar="X", help=top_p)
+    add("--min-p", type=float, metavar="X", help=min_p)
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help=penalty)
+    add("--seed", type=int, metavar="N", help="the same seed gives the same text")
+
+
+# What is called
+
+
+def generate(options: argparse.Namespace, rest: list[str]) -> None:
+    """Print the continuation of each prompt: of one alone as it is written, of several
+    each under a line that says which it is.
+    """
+    from slm2_minimal.inference.generate import check_room
+    from slm2_minimal.inference.text import (
+        check_lookup,
+        check_stop_strings,
+        prompt_ids,
+        stream_text,
+        write_texts,
+    )
+
+    # what may be refused before the model is loaded
+    sampling = _sampling(options)
+    prompts = _prompts(options)
+    check_stop_strings(options.stop)
+    samples, tokens = options.samples, options.max_new_tokens
+    if samples < 1:
+        raise UserError(f"samples = {samples}: must be at least 1; give a number of texts")
+    alone = len(prompts) == samples == 1
+    if options.lookup:
+        check_lookup(sampling)
+        if not alone:
+            raise UserError("--lookup: writes one text; give one prompt, and no --samples")
+    model, tokenizer = _load(options)
+
+    if alone:
+        pieces = stream_text(
+            model, tokenizer, prompts[0], tokens, sampling,
+            stop_strings=options.stop, lookup=options.lookup,
+        )  # fmt: skip
+        print(prompts[0], end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+
+    # all are checked before the first is written
+    room = model.config.max_position_embeddings
+    check_room([prompt_ids(tokenizer, prompt) for prompt in prompts], tokens, room)
+    together = max(1, ROWS // samples)
+    for begin in range(0, len(prompts), together):
+        some = prompts[begin : begin + together]
+        written = write_texts(
+            model, tokenizer, some, tokens, sampling, samples=samples, stop_strings=options.stop
+        )
+        for number, (prompt, texts) in enumerate(zip(some, written, strict=True), begin + 1):
+            for sample, text in enumerate(texts, 1):
+                print(f"--- prompt {number}, sample {sample}")
+                print(prompt + text, flush=True)
+
+
+def chat(options: argparse.Namespace, rest: list[str]) -> None:
+    """Talk with the model in the terminal."""
+    from slm2_minimal.inference.chat import Chat, talk
+
+    sampling = _sampling(options)
+    format = options.format or _format(expand(options.model, "model"))
+    model, tokenizer = _load(options)
+    tokens = options.max_new_tokens
+    if tokens is None:
+        tokens = min(ANSWER, model.config.max_position_embeddings // 2)
+    talk(Chat(model, tokenizer, format, sampling, tokens, options.system))
+
+
+def _sampling(options: argparse.Namespace) -> "Sampling":
+    from slm2_minimal.inference.sampling import Sampling
+
+    return Sampling(
+        options.temperature,
+        options.top_k,
+        options.top_p,
+        options.min_p,
+        options.repetition_penalty,
+        options.seed,
+    )
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    """What was given by --prompt, then the lines of --file; else free text."""
+    prompts = list(options.prompt or ())
+    if options.file is not None:
+        name = options.file
+        try:
+            stdin = name == "-"
+            content = sys.stdin.buffer.read() if stdin else Path(expand(name, "file")).read_bytes()
+            lines = content.decode().splitlines()
+        except OSError as error:
+            raise DataError(
+                f"file = {name!r}: {error.strerror}; give one that can be read"
+            ) from None
+        except UnicodeDecodeError:
+            raise DataError(f"file = {name!r}: is not UTF-8 text; save it as that") from None
+        lines = [line for line in lines if line.strip()]
+        if not lines:
+            raise DataError(f"file = {name!r}: holds no prompt; write one a line")
+        prompts += lines
+    return prompts or [""]
+
+
+def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
+    """The model and its tokenizer, which fit each other."""
+    from slm2_minimal.distributed.device import pick_device
+    from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+    from slm2_minimal.text.tokenizer import Arcade100k, load_tokenizer
+
+    named = None
+    if options.tokenizer is not None:  # before the model, which takes long
+        named = load_tokenizer(expand(options.tokenizer, "tokenizer"))
+    source = expand(options.model, "model")
+    model, trained_with = load_model(source)
+    vocab_size = model.config.vocab_size
+    if named is None and trained_with is None and vocab_size != Arcade100k.padded_vocab_size:
+        raise UserError(
+            f"tokenizer: {source!r} has none, and its {vocab_size} ids are not arcade100k's; name"
+            " the one it was trained with by --tokenizer"
+        )
+    tokenizer = named or load_tokenizer(trained_with or "arcade100k")
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
+            f" {vocab_size}; name the one it was trained with"
+        )
+    check_tokenizer(source, tokenizer)
+    return model.to(pick_device(options.device)), tokenizer
+
+
+def _format(source: str) -> "Format":
+    """The chat format that travels with a model's folder; of a run, plain."""
+    from slm2_minimal.model import hub
+    from slm2_minimal.text.chat import format_of
+
+    folder = hub.resolve(source)
+    format = format_of(folder)
+    if format is not None:
+        return format
+    if (folder / hub.CONFIG).exists():
+        raise UserError(
+            f"format: {source!r} has no chat template; say by --format what the model was tuned"
+            " for, plain if for nothing"
+        )
+    print("(plain lines of User: and Assistant:, since a run was tuned for no format)", flush=True)
+    return "plain"
