@@ -88,7 +88,7 @@ class Sampling:
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             last = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < last, nothing)
-        if self.top_p is not None:
+        if self.top_p is not None and self.top_p < 1:
             probabilities = logits.softmax(dim=-1)
             last = self._last_of_top_p(probabilities)
             logits = logits.masked_fill(probabilities < last, nothing)
@@ -110,7 +110,8 @@ class Sampling:
             return self._penalised(logits, seen).argmax(dim=-1)
         cumulative = self.filter(logits, seen).double().softmax(dim=-1).cumsum(dim=-1)
         cumulative /= cumulative[:, -1:].clone()  # the last is 1, above every number
-        return torch.searchsorted(cumulative, uniform[:, None], right=True).squeeze(1)
+        places = uniform[:, None].contiguous()
+        return torch.searchsorted(cumulative, places, right=True).squeeze(1)
 
     def _penalised(self, logits: Tensor, seen: Tensor | None) -> Tensor:
         """A positive logit of an id that was seen is divided, a negative multiplied."""
