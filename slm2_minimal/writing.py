@@ -137,6 +137,9 @@ def chat(options: argparse.Namespace, rest: list[str]) -> None:
     sampling = _sampling(options)
     format = options.format or _format(expand(options.model, "model"))
     model, tokenizer = _load(options)
+    if format is None:
+        format = "plain"
+        print("(plain lines of User: and Assistant:, since a run was tuned for no format)")
     tokens = options.max_new_tokens
     if tokens is None:
         tokens = min(ANSWER, model.config.max_position_embeddings // 2)
@@ -205,19 +208,18 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
     return model.to(pick_device(options.device)), tokenizer
 
 
-def _format(source: str) -> "Format":
-    """The chat format that travels with a model's folder; of a run, plain."""
+def _format(source: str) -> "Format | None":
+    """The chat format that travels with a model's folder; None for a run, which has
+    none.
+    """
     from slm2_minimal.model import hub
     from slm2_minimal.text.chat import format_of
 
     folder = hub.resolve(source)
     format = format_of(folder)
-    if format is not None:
-        return format
-    if (folder / hub.CONFIG).exists():
+    if format is None and (folder / hub.CONFIG).exists():
         raise UserError(
             f"format: {source!r} has no chat template; say by --format what the model was tuned"
             " for, plain if for nothing"
         )
-    print("(plain lines of User: and Assistant:, since a run was tuned for no format)", flush=True)
-    return "plain"
+    return format

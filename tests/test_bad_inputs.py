@@ -304,9 +304,25 @@ OPTIONS: list[Words] = [
             "--tokenizer gpt2", "--tokenizer nowhere.model", "--tokenizer broken.model",
             "--tokenizer broken.tiktoken", "--tokenizer arcade100k", "--tokenizer a\0.model",
             "--tokenizer ~nobody-x/a.model", f"--tokenizer {'x' * 300}.model",
-            f"--tokenizer {LONG}", "extra", "--a.b 3",
+            f"--tokenizer {LONG}", "extra", "--a.b 3", "--min-p 0", "--min-p nan", "--min-p 2",
+            "--repetition-penalty 0", "--repetition-penalty nan", "--repetition-penalty inf",
+            "--samples 0", f"--samples -{DIGITS}", "--stop=", "--lookup", "--file=",
+            "--file nowhere", "--file empty", "--file file/x", "--file a\0b", f"--file {LONG}",
+            "--file ~nobody-x/a", f"--prompt {LONG}", f"--prompt a --prompt {LONG}",
+            "--lookup --temperature 0 --samples 2",
         )
     ],
+    *[
+        ["chat", "run", *words.split(" ")]
+        for words in (
+            "--format alpaca", "--format chatml", "--temperature -1", "--min-p 0",
+            "--max-new-tokens 0", "--max-new-tokens 64", f"--max-new-tokens {DIGITS}", "--system=",
+            f"--system {LONG}", "--tokenizer arcade100k", "--device tpu", "extra", "--a.b 3",
+        )
+    ],
+    ["chat", "hub", "--tokenizer", "tiny"],
+    ["chat", "hub", "--format", "plain"],
+    ["generate", "hub"],
     *[["export", "hub", "out", *words] for words in (["--dtype", "float16"], ["extra"])],
 ]  # fmt: skip
 
@@ -337,7 +353,7 @@ def test_no_configuration(
 
 
 @pytest.mark.parametrize("path", [*NO_PATHS, "file", "empty", "small.toml"], ids=name_of)
-@pytest.mark.parametrize("command", ["generate", "export"])
+@pytest.mark.parametrize("command", ["generate", "chat", "export"])
 def test_no_model(command: str, path: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     is_refused([command, path] + ["out"] * (command == "export"), here, capfd)
 

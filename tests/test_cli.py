@@ -126,7 +126,7 @@ def says(result: tuple[int, str, str], code: int, *parts: str) -> None:
 def test_help(slm2: Run) -> None:
     code, out, err = slm2("--help")
     assert (code, err) == (0, "")
-    for command in ("prepare", "train", "plan", "launch", "generate", "export", "doctor"):
+    for command in ("prepare", "train", "plan", "launch", "generate", "chat", "export", "doctor"):
         assert command in out
 
 
@@ -135,7 +135,8 @@ HELP = {
     "launch": ["CONFIG", "--gpus N", "--gpu NAME", "--dry-run", "--out DIR", "--sbatch KEY=VALUE"],
     "prepare": ["CONFIG", "--executor {own,local,slurm}", "--tasks N", "--partition NAME"],
     "plan": ["CONFIG", "--gpus N", "--gpu NAME", "--strategy NAME", "--tflops X", "--mfu X"],
-    "generate": ["--prompt", "--tokenizer", "--max-new-tokens", "--temperature", "--top-k"],
+    "generate": ["--prompt", "--file", "--samples", "--max-new-tokens", "--stop", "--lookup"],
+    "chat": ["model", "--format {zephyr,chatml,plain}", "--system TEXT", "--min-p"],
     "export": ["model", "out", "--dtype", "float32", "bfloat16"],
     "doctor": ["usage: slm2 doctor"],
 }

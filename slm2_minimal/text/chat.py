@@ -152,20 +152,27 @@ def format_of(folder: Path) -> Format | None:
     Raises:
         DataError: a template that is none of ours and none of the published ones.
     """
-    template = None
-    jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if jinja.is_file():
-        template = jinja.read_text(encoding="utf-8")
-    elif config.is_file():
-        content = read_json(config)
-        template = content.get("chat_template") if isinstance(content, dict) else None
+    path = folder / "chat_template.jinja"  # the newer of two places
+    if not path.is_file():
+        path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    try:
+        template = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            content = read_json(path)
+            template = content.get("chat_template") if isinstance(content, dict) else None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"chat_template = {str(path)!r}: cannot be read ({error}); give --format"
+        ) from None
     if template is None:
         return None
     for format, ours in TEMPLATES.items():
         if _spelling(template) == _spelling(ours):
             return format
     raise DataError(
-        f"chat_template = {str(folder)!r}: its template is none of {', '.join(FORMATS)}; say by"
+        f"chat_template = {str(path)!r}: its template is none of {', '.join(FORMATS)}; say by"
         " --format which of them the model was tuned for"
     )
 

@@ -1,4 +1,6 @@
-"""Drawing: what each option keeps, beside transformers, and statistics at five sigma."""
+"""Drawing: what each option keeps, beside transformers, and statistics at five
+sigma.
+"""
 
 import math
 from typing import Any
