@@ -27,7 +27,10 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # On meta there is nothing to draw, and `normal_` would import torch's compiler.
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        values = table if table.is_meta else None
+        self.embed_tokens = nn.Embedding(*table.shape, _weight=values)
         self.layers = nn.ModuleList(
             Block(config, layer) for layer in range(config.num_hidden_layers)
         )
@@ -68,7 +71,8 @@ class StableLM2(nn.Module):
         the same at any depth.
         """
         for name, parameter in self.named_parameters():
-            self.init_weight(name, parameter, generator)
+            if not parameter.is_meta:
+                self.init_weight(name, parameter, generator)
 
     def init_weight(
         self, name: str, tensor: Tensor, generator: torch.Generator | None = None
