@@ -2,6 +2,7 @@
 files that it names.
 """
 
+import io
 import json
 import re
 import shlex
@@ -64,6 +65,8 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     books = [document.text for document in load_corpus(languages=["fr", "it"])]
     pyarrow.parquet.write_table(pyarrow.table({"content": books}), tmp_path / "books.parquet")
     (tmp_path / "quiz.jsonl").write_text('{"text": "Which bird builds no nest of its own?"}\n')
+    (tmp_path / "prompts.txt").write_text("Der Zug kam\nLa lettre\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("Where is the train?\n"))
     (tmp_path / "site.sh").write_text("module() { :; }\nmodule load cuda\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

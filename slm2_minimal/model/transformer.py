@@ -30,7 +30,7 @@ class Decoder(nn.Module):
         # On meta there is nothing to draw, and `normal_` would import torch's compiler.
         table = torch.empty(config.vocab_size, config.hidden_size)
         values = table if table.is_meta else None
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=values)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=values)
         self.layers = nn.ModuleList(
             Block(config, layer) for layer in range(config.num_hidden_layers)
         )

@@ -158,8 +158,9 @@ def format_of(folder: Path) -> Format | None:
     if not path.is_file():
         return None
     try:
-        template = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
+        if path.suffix == ".jinja":
+            template: object = path.read_text(encoding="utf-8")
+        else:
             content = read_json(path)
             template = content.get("chat_template") if isinstance(content, dict) else None
     except (OSError, ValueError) as error:
