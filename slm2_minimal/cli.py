@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from slm2_minimal import writing
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
 from slm2_minimal.config.errors import shown
-from slm2_minimal.config.overrides import split_overrides
+from slm2_minimal.config.overrides import integer, split_overrides
 from slm2_minimal.config.paths import expand
 from slm2_minimal.terminal import complain, log_to_terminal, show_any_text
 
@@ -122,7 +122,7 @@ def _command(commands: Any, name: str, call: Callable[..., None], summary: str) 
     return add
 
 
-def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+def _number(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], float]:
     """What an option takes: a number from `low` to `high`."""
 
     def convert(text: str) -> float:
@@ -132,7 +132,7 @@ def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[
             raise argparse.ArgumentTypeError(message)
         return number
 
-    convert.__name__ = kind.__name__  # in "invalid int value"
+    convert.__name__ = kind.__name__  # in "invalid integer value"
     return convert
 
 
@@ -167,7 +167,7 @@ def _add_prepare(commands: Any) -> None:
     dry_run = "slurm: write the scripts, and submit nothing"
     add = _command(commands, "prepare", _prepare, summary)
     add("--executor", choices=("own", "local", "slurm"), default="own", help=executors)
-    add("--tasks", type=_number(int, 1, MOST_TASKS), metavar="N", help=tasks)
+    add("--tasks", type=_number(integer, 1, MOST_TASKS), metavar="N", help=tasks)
     _add_slurm_options(add)
     add("--dry-run", action="store_true", default=None, help=dry_run)
 
@@ -178,7 +178,7 @@ def _add_train(commands: Any) -> None:
     gpus = "with --check: of a run on N (default: this one's)"
     add = _command(commands, "train", _train, summary)
     add("--check", action="store_true", help=check)
-    add("--gpus", type=_number(int, 1, MOST_GPUS), metavar="N", help=gpus)
+    add("--gpus", type=_number(integer, 1, MOST_GPUS), metavar="N", help=gpus)
     add("--gpu", metavar="NAME", help=f"with --check: {GPU}")
 
 
@@ -192,7 +192,7 @@ def _add_plan(commands: Any) -> None:
     add = _command(commands, "plan", _plan, summary)
     gpus = "in all; above 8, whole nodes of 8"
     rate = _number(float, 1e-6, 1e6)
-    add("--gpus", type=_number(int, 1, MOST_GPUS), required=True, metavar="N", help=gpus)
+    add("--gpus", type=_number(integer, 1, MOST_GPUS), required=True, metavar="N", help=gpus)
     add("--gpu", default="a100-40gb", metavar="NAME", help=names)
     add("--strategy", metavar="NAME", help=strategy)
     add("--checkpointing", metavar="NAME", help=checkpointing)
@@ -208,8 +208,8 @@ def _add_launch(commands: Any) -> None:
     out = "where the scripts are written (default: launch/ in train.output_dir)"
     dry_run = "check and write the scripts, and start nothing"
     add = _command(commands, "launch", _launch, summary)
-    add("--gpus", type=_number(int, 1, MOST_GPUS), required=True, metavar="N", help=gpus)
-    per_node = _number(int, 1, MOST_GPUS)
+    add("--gpus", type=_number(integer, 1, MOST_GPUS), required=True, metavar="N", help=gpus)
+    per_node = _number(integer, 1, MOST_GPUS)
     add("--gpus-per-node", type=per_node, default=8, metavar="N", help="of a node (default 8)")
     add("--gpu", metavar="NAME", help=GPU)
     add("--out", metavar="DIR", help=out)

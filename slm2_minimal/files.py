@@ -81,9 +81,11 @@ def digest(content: Any) -> str:
 def locked(path: Path) -> Iterator[None]:
     """Hold the file `path`, made where it is missing, against every other process.
 
-    Raises BlockingIOError where another one holds it. A process that ends lets go.
+    Raises BlockingIOError where another one holds it. A process that ends lets go, even
+    where processes that it forked live longer.
     """
     with path.open("a") as file:
+        os.register_at_fork(after_in_child=file.close)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

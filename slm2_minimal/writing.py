@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm2_minimal.config import DataError, UserError
+from slm2_minimal.config.overrides import integer
 from slm2_minimal.config.paths import expand
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def add_generate_options(add: Callable[..., Any]) -> None:
     prompt = "the text to continue; may be repeated; none at all: free text"
     add("--prompt", action="append", metavar="TEXT", help=prompt)
     add("--file", metavar="FILE", help=file)
-    add("--samples", type=int, default=1, metavar="N", help="texts of each prompt (default 1)")
-    add("--max-new-tokens", type=int, default=128, metavar="N", help="at most (default 128)")
+    add("--samples", type=integer, default=1, metavar="N", help="texts of each prompt (default 1)")
+    add("--max-new-tokens", type=integer, default=128, metavar="N", help="at most (default 128)")
     _add_sampling(add)
     add("--stop", action="append", default=[], metavar="TEXT", help=stop)
     add("--lookup", action="store_true", help=lookup)
@@ -50,7 +51,7 @@ def add_chat_options(add: Callable[..., Any]) -> None:
     _add_model(add)
     add("--format", choices=("zephyr", "chatml", "plain"), help=formats)
     add("--system", metavar="TEXT", help="a message that stands before the conversation")
-    add("--max-new-tokens", type=int, metavar="N", help=tokens)
+    add("--max-new-tokens", type=integer, metavar="N", help=tokens)
     _add_sampling(add)
 
 
@@ -67,11 +68,11 @@ def _add_sampling(add: Callable[..., Any]) -> None:
     min_p = "draw among those with this share of the likeliest's probability (default: all)"
     penalty = "above 1, what the text has becomes less likely (default 1)"
     add("--temperature", type=float, default=0.7, metavar="X", help="0 is greedy (default 0.7)")
-    add("--top-k", type=int, metavar="N", help=top_k)
+    add("--top-k", type=integer, metavar="N", help=top_k)
     add("--top-p", type=float, default=0.95, metavar="X", help=top_p)
     add("--min-p", type=float, metavar="X", help=min_p)
     add("--repetition-penalty", type=float, default=1.0, metavar="X", help=penalty)
-    add("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    add("--seed", type=integer, metavar="N", help="the same seed gives the same text")
 
 
 # What is called

@@ -221,7 +221,8 @@ TOGETHER: list[Words] = [
         "--parallel.strategy ddp",
         "--parallel.tensor_parallel 2",
         "--parallel.shard_ranks 2",
-        "--parallel.compile True",
+        "--parallel.compile yes",
+        "--data.sources.x.path owner/NAME.JSONL",
         "--prepare.permutations 100000",
         "--prepare.shingle_words 1000000000",
         "--prepare.ngram_words 1000000000",
@@ -332,9 +333,12 @@ def test_words(words: Words, here: Path, capfd: pytest.CaptureFixture[str]) -> N
     is_refused(words, here, capfd)
 
 
+@pytest.mark.parametrize("path", ["nowhere", "owner/NAME.JSONL", "owner/name.ndjson"])
 @pytest.mark.parametrize("key", ["data.sources.letters.path", "prepare.benchmarks.a"])
-def test_nothing_to_prepare(key: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["prepare", "small.toml", "--data.prepared", "out", f"--{key}=nowhere"]
+def test_nothing_to_prepare(
+    key: str, path: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["prepare", "small.toml", "--data.prepared", "out", f"--{key}={path}"]
     is_refused(words, here, capfd)
 
 

@@ -562,13 +562,17 @@ def test_shares_that_cannot_be() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--train.steps=1e3"], "train.steps = 1000.0: .*valid integer; write 1000"),
-        (["--train.seed=5.0"], "train.seed = 5.0: input should be a valid integer; write 5"),
+        (["--train.steps=1.5e0"], "train.steps = 1.5: input should be a valid integer"),
+        (["--train.steps=1e400"], "train.steps = inf: input should be a valid integer"),
+        (["--train.steps=1e30"], "train.steps = 1000000000000000019.*: .*less than 100000000"),
+        (["--train.steps=true"], "train.steps = True: input should be a valid integer"),
+        (["--schedule.warmup_steps=1e3"], "schedule.warmup_steps = 1000.0: a decimal is a share"),
         (["--train.steps", "9" * 5000], "train.steps = '9999.*valid integer"),
         (["--train.steps", "0x" + "f" * 5000], "train.steps = a number of thousands of digits: "),
         (["--train.steps", "99999999999999999999"], "train.steps = 9+: .*less than 100000000"),
         (["--train.seed", str(2**64)], "train.seed = 1.*less than or equal to 9007199254740992"),
-        (["--parallel.compile=True"], "parallel.compile = 'True': .*; write true"),
+        (["--parallel.compile=yes"], "parallel.compile = 'yes': .*valid boolean"),
+        (["--parallel.compile=1.0"], "parallel.compile = 1.0: .*valid boolean"),
         (["--optimizer.eps=1e-46"], "optimizer.eps = 1e-46: .*greater than or equal to"),
         (["--optimizer.weight_decay=1e30"], "optimizer.weight_decay = 1e.30: .*equal to 1000"),
         (["--model.num_hidden_layers=10000000"], "model.num_hidden_layers = 10000000: .*1000"),
@@ -584,6 +588,36 @@ def test_numbers_and_texts_that_cannot_be(overrides: list[str], message: str) ->
     found = complaint(lambda: RunConfig.load("tiny", parse_overrides(overrides)))
     assert re.match(message, found), found
     assert len(found) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e3", 1000), ("5.0", 5), ("5e0", 5), ("1_000.0", 1000), ("0.0", 0)]
+)
+def test_integers_may_be_written_as_decimals(text: str, value: int, tmp_path: Path) -> None:
+    """On the command line, in a file and in a program; also where None is possible, and
+    beside other keys that are wrong.
+    """
+    path = tmp_path / "mine.toml"
+    path.write_text(f'base = "tiny"\n[train]\nseed = {text}\nprofile_step = {text}\n')
+    overrides = parse_overrides([f"--train.seed={text}", "--train.profile_step", text])
+    for run in (RunConfig.load(path), RunConfig.load("tiny", overrides)):
+        assert (run.train.seed, run.train.profile_step) == (value, value)
+        assert type(run.train.seed) is int
+    assert TrainConfig(seed=float(value)).seed == value  # type: ignore[arg-type]
+    wrong = complaint(lambda: TrainConfig(seed=5.0, steps=0))  # type: ignore[arg-type]
+    assert wrong.startswith("train.steps = 0: ")
+
+
+def test_a_decimal_weight_stays_a_share() -> None:
+    assert type(SourceConfig(weight=1.0).weight) is float
+
+
+@pytest.mark.parametrize("text", ["True", "true", "False", "false"])
+def test_truth_as_python_and_as_toml_write_it(text: str) -> None:
+    words = [f"--parallel.compile={text}", "--train.wandb", text]
+    run = RunConfig.load("tiny", parse_overrides(words))
+    assert run.parallel.compile is (text.lower() == "true")
+    assert run.train.wandb == text, "a key that holds text takes it as typed"
 
 
 def test_two_stages_with_one_start() -> None:

@@ -16,6 +16,7 @@ import pytest
 from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig, preset_names
 from slm2_minimal.text.corpus import load_corpus
+from slm2_minimal.text.documents import SUFFIXES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -130,6 +131,11 @@ def test_the_files_and_presets_that_it_names_are_there() -> None:
     assert set(re.findall(r"^\| `((?:laptop|stablelm)[\w-]*)` \|", README, re.MULTILINE)) == set(
         preset_names()
     ) - {"tiny"}
+
+
+def test_it_names_every_ending_that_is_read() -> None:
+    [listed] = re.findall(r"Point a source at files \((.*?)\)", README, re.DOTALL)
+    assert set(re.findall(r"`(\.[\w.]+)`", listed)) == set(SUFFIXES)
 
 
 def test_what_its_commands_write_is_ignored_by_git() -> None:

@@ -12,6 +12,17 @@ from slm2_minimal.config.sources import SourceConfig
 KEY = re.compile(r"--[^=]*\.")
 
 
+def integer(text: str) -> int:
+    """A whole number as it is typed: 1000, 1e3 or 1000.0. Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer():
+            raise
+        return int(number)
+
+
 def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
     """(overrides, all other words): `--section.field` takes the word behind it."""
     words = list(arguments)
@@ -32,8 +43,9 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """`["--train.steps", "10", "--model.use_qkv_bias=false"]` as `{"train.steps": 10,
     "model.use_qkv_bias": False}`.
 
-    Values are TOML values; what does not parse as one is taken as a string. A key that
-    holds text takes it as typed: a folder may be called 2024, or 2024-05-01.
+    Values are TOML values, or True and False; what does not parse as one is taken as a
+    string. A key that holds text takes it as typed: a folder may be called 2024, or
+    2024-05-01.
     """
     overrides: dict[str, Any] = {}
     words = list(arguments)
@@ -68,7 +80,8 @@ def lay_over(tables: dict[str, Any], key: str, value: Any) -> None:
 
 def _parse(key: str, text: str) -> Any:
     try:
-        tables = tomllib.loads(f"value = {text}")
+        # True as Python writes it
+        tables = tomllib.loads(f"value = {text.lower() if text in ('True', 'False') else text}")
     except (ValueError, RecursionError):
         return text
     value = tables["value"]

@@ -96,13 +96,23 @@ def section(table_name: str) -> Callable[[Class], Class]:
             try:
                 validate(self, *args, **values)
             except pydantic.ValidationError as error:
-                raise ConfigError(_one_line(error, cls)) from None
+                if whole := _whole_numbers(error):
+                    __init__(self, *args, **values | whole)
+                else:
+                    raise ConfigError(_one_line(error, cls)) from None
 
         checked.__init__ = __init__  # type: ignore[method-assign]
         checked.table_name = table_name  # type: ignore[attr-defined]
         return checked  # type: ignore[return-value]
 
     return make
+
+
+def _whole_numbers(error: pydantic.ValidationError) -> dict[str, int]:
+    """The keys that want an integer and have 1e3 or 5.0, with 1000 and 5."""
+    wrong = [each for each in error.errors() if each["type"] == "int_type"]
+    decimals = {each["loc"]: each["input"] for each in wrong if isinstance(each["input"], float)}
+    return {str(key): int(value) for (key,), value in decimals.items() if value.is_integer()}
 
 
 def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
@@ -132,8 +142,6 @@ def _one_line(error: pydantic.ValidationError, cls: Any) -> str:
 
 def _as_it_should_be(complaint: str, value: Any) -> str:
     """How a value of the wrong type would be written, where its meaning is plain."""
-    if complaint == "int_type" and isinstance(value, float) and value.is_integer():
-        return f"; write {int(value)}"
     if complaint == "bool_type" and str(value).lower() in ("true", "false"):
         return f"; write {str(value).lower()}"
     if complaint == "string_type" and isinstance(value, int | float | datetime.date):

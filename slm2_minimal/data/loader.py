@@ -13,7 +13,7 @@ import itertools
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from slm2_minimal.config import IGNORE, DataError
+from slm2_minimal.config import IGNORE, DataError, UserError
 from slm2_minimal.data.mixture import Mixture, WeightStage
 from slm2_minimal.data.packing import PackedSequence, Stream
 from slm2_minimal.data.shuffle import Permutation
@@ -71,6 +71,16 @@ class Batch:
 
     def _tensors(self) -> tuple[Tensor, ...]:
         return self.input_ids, self.labels, self.position_ids, self.document_ids
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as arrays, which go through a pipe: tensors would go through
+        /dev/shm, and a container has 64 MB of it.
+        """
+        return _of_arrays, tuple(tensor.numpy() for tensor in self._tensors())
+
+
+def _of_arrays(*arrays: np.ndarray) -> Batch:
+    return Batch(*map(torch.from_numpy, arrays))
 
 
 class Location(NamedTuple):
@@ -147,8 +157,13 @@ class Loader:
     def batches(
         self, position: int, sequences: int, rank: int = 0, world_size: int = 1, *, workers: int = 0
     ) -> Iterator[Batch]:
-        """`batch` at `position`, `position + sequences`, ... without end; `workers`
-        processes read ahead, in the same order.
+        """`batch` at `position`, `position + sequences`, ... without end.
+
+        `workers` processes read ahead, in the same order.
+
+        Raises:
+            DataError: as `batch`, from a worker too; no worker can be started.
+            RuntimeError: a worker was killed.
         """
         loader = DataLoader(
             _BatchAt(self, sequences, rank, world_size),
@@ -158,7 +173,18 @@ class Loader:
             prefetch_factor=BATCHES_AHEAD if workers else None,
             worker_init_fn=_leave_signals_to_the_trainer,
         )
-        return iter(loader)
+        try:
+            batches = iter(loader)
+        except OSError as error:  # its locks lie in /dev/shm
+            raise DataError(
+                f"data.workers = {workers}: cannot be started ({error.strerror}); mend that, or"
+                " set it to 0"
+            ) from None
+        for batch in batches:
+            if isinstance(batch, UserError):
+                del batches  # the last reference ends the workers
+                raise batch
+            yield batch
 
     def epochs(self, position: int) -> dict[str, float]:
         """How often each source has been read through, as `Mixture.epochs` says."""
@@ -177,16 +203,22 @@ class Loader:
 
 
 @dataclass
-class _BatchAt(Dataset[Batch]):
-    """A loader as the data set of torch's worker processes: position to batch."""
+class _BatchAt(Dataset[Batch | UserError]):
+    """A loader as the data set of torch's worker processes: position to batch.
+
+    A user's error is a value: torch would send it with its traceback.
+    """
 
     loader: Loader
     sequences: int
     rank: int
     world_size: int
 
-    def __getitem__(self, position: int) -> Batch:
-        return self.loader.batch(position, self.sequences, self.rank, self.world_size)
+    def __getitem__(self, position: int) -> Batch | UserError:
+        try:
+            return self.loader.batch(position, self.sequences, self.rank, self.world_size)
+        except UserError as error:
+            return error
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

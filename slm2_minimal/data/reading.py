@@ -3,13 +3,17 @@ spot and for preparing.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from slm2_minimal.config import DataConfig, SourceConfig
 from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document
+
+Item = TypeVar("Item")
+
+BATCH = 1 << 18  # characters of text whose words are held at a time
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,24 @@ def read_source(
             skipped=skipped,
             root=source.path,
         )
+
+
+def batches(
+    items: Iterable[Item], text: Callable[[Item], str] = str, characters: int | None = None
+) -> Iterator[list[Item]]:
+    """Successive items in lists of about so many characters of their texts, or BATCH.
+
+    A longer text comes alone or last. Items are texts themselves, unless `text` gives
+    the text of one.
+    """
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += len(text(item)) + 1
+        if size >= (characters or BATCH):
+            yield batch
+            batch = []
+            size = 0
+    if batch:
+        yield batch

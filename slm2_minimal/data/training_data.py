@@ -5,8 +5,9 @@ are tokenised on the spot and held in memory, which suits the embedded corpus.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from jaxtyping import Int
@@ -15,7 +16,7 @@ from slm2_minimal.config import ConfigError, DataConfig, DataError
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.mixture import temperature_shares
 from slm2_minimal.data.packing import Stream, TokenStream
-from slm2_minimal.data.reading import read_source
+from slm2_minimal.data.reading import batches, read_source
 from slm2_minimal.data.shards import TokenisedSources, open_prepared
 from slm2_minimal.data.split import Split
 from slm2_minimal.text.documents import Document, is_validation
@@ -89,7 +90,7 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
         skipped = Counter[str]()
         parts: list[TokenStream] = []
         validated: list[Document] = []
-        for documents in _batches(read_source(source, skipped)):
+        for documents in batches(read_source(source, skipped), attrgetter("text"), BATCH):
             parts.append(split.add([document for document in documents if document not in seen]))
             validated += (d for d in documents if is_validation(d.id, config.validation_percent))
             progress.add(documents)
@@ -105,21 +106,6 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
         streams[name] = TokenStream.joined(parts)
         seen.update(validated)
     return TokenisedSources(streams, split.held_out(), dict(sorted(split.token_counts.items())))
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Successive documents in lists of about BATCH characters."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch
 
 
 class _Progress:

@@ -5,6 +5,7 @@ import functools
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -13,6 +14,8 @@ from slm2_minimal.config import ConfigError
 # Dense 16-bit matrix peaks in FLOP/s, from the makers' data sheets, without sparsity.
 # Other devices are measured.
 DATA_SHEET_PEAK = {"A100": 312e12, "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12}
+# Where a container's limit stands, in versions 2 and 1 of control groups.
+CONTROL_GROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 PROBE_SECONDS = 0.5  # after which nothing is timed once more
 
 
@@ -95,6 +98,41 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
             if key in name:
                 return flops
     return matmul_flops(device, dtype)
+
+
+def require_memory(needed: float, device: torch.device, field: str, remedy: str) -> None:
+    """Raise ConfigError where a device can never hold so many bytes.
+
+    `field`, with its value, begins the message, and `remedy` ends it.
+    """
+    there = total_memory(device)
+    if needed > there:
+        raise ConfigError(
+            f"{field}: needs {needed / 1e9:,.1f} GB at least, and this machine's {device.type} has"
+            f" {there / 1e9:,.1f} in all; {remedy}"
+        )
+
+
+def total_memory(device: torch.device) -> float:
+    """The bytes of a device: a GPU's, or a machine's with its swap, but no more than a
+    container may have; infinite where the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    sizes = {
+        name: 1024 * int(size.split()[0]) for name, _, size in (x.partition(":") for x in lines)
+    }
+    total, swap = sizes["MemTotal"], sizes["SwapTotal"]
+    for group in CONTROL_GROUPS:
+        try:
+            total = min(total, int(Path(group).read_text()))
+        except (OSError, ValueError):  # there is none, or it says "max"
+            continue
+    return total + swap
 
 
 def peak_memory(device: torch.device) -> int:

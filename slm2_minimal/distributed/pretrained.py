@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from slm2_minimal.config import CheckpointError
+from slm2_minimal.config import CheckpointError, ModelConfig
 from slm2_minimal.distributed.checkpoint import (
     BEST,
     MODEL,
@@ -18,6 +18,7 @@ from slm2_minimal.distributed.checkpoint import (
     steps,
     weights_of,
 )
+from slm2_minimal.distributed.device import require_memory
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import read_json
 from slm2_minimal.model import hub
@@ -36,11 +37,19 @@ def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
     world = World(torch.device("cpu"))
     folder, state = _find(path_or_id, world)
     if state is None:
+        _check_memory(path_or_id, hub.read_config(folder), world.device)
         return StableLM2.from_pretrained(folder), _tokenizer_in(folder)
     config = saved_config(folder, state)
+    _check_memory(path_or_id, config.model, world.device)
     model = StableLM2(config.model)
     read_tensors(folder, weights_of(model, MODEL), world)
     return model, config.data.tokenizer
+
+
+def _check_memory(path_or_id: str, config: ModelConfig, device: torch.device) -> None:
+    """That the device can hold the weights in fp32."""
+    needed = 4 * config.num_parameters()
+    require_memory(needed, device, f"model = {path_or_id!r}", "use a machine with more memory")
 
 
 def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:

@@ -12,6 +12,7 @@ import torch
 
 from slm2_minimal.config import ConfigError, RunConfig
 from slm2_minimal.data.training_data import TrainingData
+from slm2_minimal.distributed.device import pick_device
 from slm2_minimal.distributed.world import World
 from slm2_minimal.evaluate.validation import MAX_SEQUENCES
 from slm2_minimal.launch.memory import GPUS_PER_NODE, memory
@@ -37,7 +38,8 @@ def check(
     cannot be.
     """
     nodes, per_node = nodes_of(gpus, gpus_per_node)
-    strategy = rules.check_run(config, gpus, per_node, launched=launched)
+    device = None if launched or gpu else pick_device(config.train.device)
+    strategy = rules.check_run(config, gpus, per_node, launched=launched, device=device)
     memory_line = _memory(config, gpus, gpu, strategy)
     if config.data.sources and config.data.prepared is None and nodes > 1:
         raise ConfigError(

@@ -221,7 +221,8 @@ def _step(config: RunConfig, chosen: Plan) -> str:
     achieved = f"{chosen.flops / 1e12:.0f} TFLOP/s a GPU ({chosen.flops_source})"
     flops = f"{chosen.flops_per_token:.3e} FLOP a token = 6 (N - V C) + 12 L C T"
     return f"""\
-{chosen.gpus} x {chosen.gpu}, {chosen.strategy}, activation checkpointing {chosen.checkpointing}
+{chosen.gpus} x {chosen.gpu} in nodes of {GPUS_PER_NODE} (assumed), {chosen.strategy}, \
+activation checkpointing {chosen.checkpointing}
 model  {config.model.num_parameters():,} parameters; {flops}
 batch  {train.global_batch_tokens:,} tokens = {batch} x accumulation {chosen.accumulation}
 step   {seconds} s at {achieved}: MFU {chosen.mfu:.1%} of {peak / 1e12:.0f} (data sheet)"""

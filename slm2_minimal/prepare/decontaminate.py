@@ -22,9 +22,10 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt64
 
 from slm2_minimal.config import ConfigError, DataError
+from slm2_minimal.data.reading import batches
 from slm2_minimal.files import whole_file
-from slm2_minimal.prepare.minhash import batches
 from slm2_minimal.prepare.words import ngrams, words_of
+from slm2_minimal.text.documents import nfc
 
 NGRAM = 13  # words; shorter runs are shared by chance and in phrases that everybody uses
 WINDOW = 200  # characters cut on either side: the question's rest, or its answer, is there
@@ -286,7 +287,7 @@ def clean(
     for text, hits in zip(texts, index.hits(texts), strict=True):
         pieces = [text]
         if hits:
-            normal = unicodedata.normalize("NFC", text)
+            normal = nfc(text)
             pieces = _cut(normal, hits, window) if policy == "cut" else []
             if len(pieces) > max_pieces:
                 pieces = []

@@ -10,7 +10,6 @@ cluster may join A to C through B, and some candidates are less similar than was
 """
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,10 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
 from slm2_minimal.config import ConfigError, DataError
+from slm2_minimal.data.reading import batches
 from slm2_minimal.files import write_array
-from slm2_minimal.prepare.minhash import LSH, band_keys, batches, groups, signatures
+from slm2_minimal.prepare.minhash import LSH, band_keys, groups, signatures
+from slm2_minimal.text.documents import nfc
 
 # The columns of a file of keys: 128 bits of the text's digest, 64 of the id's, the
 # text's length in UTF-8 bytes, one per band.
@@ -62,7 +63,7 @@ def exact_keys(texts: Iterable[str]) -> UInt64[np.ndarray, "n 2"]:
     It is that of the NFC form, with every run of white space as one blank and none at
     either end.
     """
-    plain = (" ".join(unicodedata.normalize("NFC", text).split()) for text in texts)
+    plain = (" ".join(nfc(text).split()) for text in texts)
     return text_digests(plain, 16).reshape(-1, 2)
 
 

@@ -7,23 +7,21 @@ their Jaccard similarity. A signature holds that minimum for many permutations; 
 bands, it makes candidates of two texts that agree in all rows of at least one band.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt32, UInt64
 from numpy.typing import ArrayLike
 
 from slm2_minimal.config import ConfigError
+from slm2_minimal.data.reading import batches
 from slm2_minimal.prepare.words import FACTOR, mix, ngrams, words_of
 
-BATCH = 1 << 18  # characters of text whose shingles are held at a time
 BLOCK = 1 << 16  # shingles permuted at a time: they and their images fit a core's cache
 EMPTY = np.iinfo(np.uint32).max  # throughout the signature of a text without words
 NOBODY = 0  # the band key of a text without words, which is similar to none
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -83,30 +81,12 @@ def signatures(texts: Iterable[str], lsh: LSH) -> UInt32[np.ndarray, "n permutat
     """The MinHash signature of each text; of a text without words, EMPTY throughout.
 
     A permutation takes the upper half x of a shingle's hash to (a x + b) mod 2**32 with
-    odd a, which is one to one. Memory beside the result is that of the shingles of
-    BATCH characters, or of the longest text: about 65 bytes per word.
+    odd a, which is one to one. Memory beside the result is that of the shingles of one
+    of `batches`, or of the longest text: about 65 bytes per word.
     """
     columns = [np.empty((lsh.permutations, 0), dtype=np.uint32)]
     columns += [batch_signatures(batch, lsh) for batch in batches(texts)]
     return np.concatenate(columns, axis=1).T
-
-
-def batches(items: Iterable[Item], text: Callable[[Item], str] = str) -> Iterator[list[Item]]:
-    """Successive items in lists of about BATCH characters of what `text` gives of each.
-
-    A longer text comes alone or last.
-    """
-    batch: list[Item] = []
-    size = 0
-    for item in items:
-        batch.append(item)
-        size += len(text(item)) + 1
-        if size >= BATCH:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch
 
 
 def batch_signatures(texts: list[str], lsh: LSH) -> UInt32[np.ndarray, "permutations n"]:

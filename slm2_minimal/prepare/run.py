@@ -27,7 +27,7 @@ from slm2_minimal.prepare.publish import PrepareReport, is_prepared, publish, re
 from slm2_minimal.prepare.units import Unit, local_files, read_unit
 from slm2_minimal.prepare.work import Job, benchmark_index, ingest_source, key_unit, tokenise_unit
 from slm2_minimal.prepare.workers import in_parallel
-from slm2_minimal.text.documents import HUB_ID, SUFFIXES
+from slm2_minimal.text.documents import is_hub_id
 
 SETTINGS = "settings.json"
 # What `files.whole_file` leaves of a file of ours where its process is killed.
@@ -269,7 +269,7 @@ def _inputs(job: Job, source: str | None) -> list[list[Any]] | None:
         return None
     path = Path(source)
     if not path.exists():
-        if HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
+        if is_hub_id(source):
             return None
         raise DataError(
             f"path = {source!r}: no such file or folder; give one, or a Hub id owner/name"

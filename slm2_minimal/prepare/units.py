@@ -8,7 +8,6 @@ which files were read: units of files that have changed are not gone on from.
 """
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from slm2_minimal.config import DataError, PrepareConfig, SourceConfig
 from slm2_minimal.data.reading import read_source
 from slm2_minimal.files import whole_file
 from slm2_minimal.prepare import handover
-from slm2_minimal.text.documents import Document, text_files
+from slm2_minimal.text.documents import Document, nfc, text_files
 
 MEGABYTE = 1_000_000
 # Reasons of the filter; the reader's are those of records that it could not use.
@@ -123,7 +122,7 @@ def _cut(
 
     for document in read_source(how, skipped, paths):
         read += 1
-        text = unicodedata.normalize("NFC", document.text)
+        text = nfc(document.text)
         reason = _reason_to_skip(text, config)
         if reason:
             skipped[reason] += 1

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
+from slm2_minimal.text.documents import nfc
+
 BLOCK = 1 << 16  # characters hashed at a time: every temporary array fits a core's cache
 # Both odd, so that they have inverses mod 2**64: BASE for characters, FACTOR for words.
 BASE = 0x9E3779B97F4A7C15
@@ -55,7 +57,7 @@ def words_of(texts: Sequence[str]) -> Words:
     Two different words share a hash about once in 2**64 pairs. Memory is 24 bytes per
     word, 60 while it is made.
     """
-    texts = [unicodedata.normalize("NFC", text) for text in texts]
+    texts = [nfc(text) for text in texts]
     offsets = np.cumsum([0, *(len(text) + 1 for text in texts)], dtype=np.int64)
     parts = [_words_of_block(block, offset) for offset, block in _blocks("\n".join(texts))]
     hashes, begins, ends = (np.concatenate(columns) for columns in zip(*parts, strict=True))

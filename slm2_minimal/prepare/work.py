@@ -20,13 +20,14 @@ import numpy as np
 
 from slm2_minimal.config import BenchmarkConfig, DataConfig, PrepareConfig
 from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.data.reading import batches
 from slm2_minimal.data.shards import Shard, write_shard
 from slm2_minimal.data.split import Split
 from slm2_minimal.files import write_arrays
 from slm2_minimal.prepare import handover
 from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, clean
 from slm2_minimal.prepare.duplicates import write_keys
-from slm2_minimal.prepare.minhash import LSH, batches
+from slm2_minimal.prepare.minhash import LSH
 from slm2_minimal.prepare.units import Unit, hold_inputs, ingest, read_unit
 from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document, is_validation

@@ -10,19 +10,18 @@ import functools
 import gzip
 import hashlib
 import importlib
-import io
 import itertools
 import json
 import logging
 import os
 import stat
+import sys
 import unicodedata
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import regex
 
@@ -31,12 +30,15 @@ from slm2_minimal.config.paths import expand
 
 log = logging.getLogger(__name__)
 
+Record = TypeVar("Record")
+
 COMPRESSED = (".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".ndjson.zst", ".json.gz", ".json.zst")
 JSON_LINES = (".jsonl", ".ndjson", *COMPRESSED)
 SUFFIXES = (".txt", *JSON_LINES, ".parquet")
 SUFFIXES_IN_WORDS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 FIELDS = ("id", "language", "domain", "title")
 MAX_LINE_BYTES = 64 * 2**20  # no document is longer; such a line is never held in memory
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 ROWS = 256  # of a Parquet file, held at a time
 CONVERT = "convert the file, for example with iconv"
 # owner/name or owner/name:configuration
@@ -75,6 +77,8 @@ def nfc(text: str) -> str:
     Long runs of combining marks are put in order before: Python takes a time for them
     that grows with the square of their length.
     """
+    if text.isascii():
+        return text
     text = well_formed(text)
     if _TWO_MARKS.search(text[::32]):  # a cheap sample, which shows every long run
         text = _MANY_MARKS.sub(_ordered, text)
@@ -112,7 +116,7 @@ class DocumentReader:
             for file in text_files(local):
                 stem = file.relative_to(base).parent / file.stem
                 yield from self._file(file, stem.as_posix())
-        elif isinstance(path, str) and HUB_ID.fullmatch(path) and not _is_text(path):
+        elif isinstance(path, str) and is_hub_id(path):
             yield from self._hub(path)
         else:
             raise DataError(
@@ -123,13 +127,8 @@ class DocumentReader:
         """The documents of JSON Lines, plain or compressed; those without an id are
         `stem` and the number of their line.
         """
-        number = 0
-        try:
-            with _opened(path) as file:
-                for number, line in enumerate(_lines(file), 1):
-                    yield from self._json_line(line, f"{path}:{number}", f"{stem}-{number}")
-        except (OSError, EOFError, zlib.error) as error:
-            raise _damaged(path, error, f" after line {number}") from None
+        for number, line in enumerate(_unbroken(_lines(path), path, "line"), 1):
+            yield from self._json_line(line, f"{path}:{number}", f"{stem}-{number}")
 
     def _file(self, path: Path, stem: str) -> Iterator[Document]:
         name = path.name.lower()
@@ -250,6 +249,11 @@ def text_files(path: Path) -> list[Path]:
     return files
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a path that is not there can be a data set's name on the Hub."""
+    return HUB_ID.fullmatch(path) is not None and not _is_text(path)
+
+
 def _is_text(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
@@ -286,28 +290,32 @@ def _mode(path: Path) -> int:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed by its ending."""
+    """The file's bytes, decompressed by its ending.
+
+    Held of a .zst file is its window: 8 MB as a rule, 2 GiB where it was made with
+    `zstd --long=31`.
+    """
     kind = path.suffix.lower()
-    pyarrow = _imported("pyarrow", f"reading {path}") if kind == ".zst" else None
+    zstd = _imported(ZSTD, f"reading {path}") if kind == ".zst" else None
     if kind in (".gz", ".zst") and not path.stat().st_size:
         raise EOFError("it is empty, which no compressed file is")
-    if kind == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    file = path.open("rb")
-    return io.BufferedReader(pyarrow.input_stream(file, compression="zstd")) if pyarrow else file
+    if zstd:
+        return zstd.open(path, options={zstd.DecompressionParameter.window_log_max: 31})
+    return gzip.open(path) if kind == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+def _lines(path: Path) -> Iterator[bytes | None]:
     """The lines of a file; None for one that is longer than MAX_LINE_BYTES."""
-    while line := file.readline(MAX_LINE_BYTES):
-        if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
+    with _opened(path) as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            if len(line) < MAX_LINE_BYTES or line.endswith(b"\n"):
+                yield line
+                continue
 
-        # pass over the rest of the line
-        while line and not line.endswith(b"\n"):
-            line = file.readline(2**20)
-        yield None
+            # pass over the rest of the line
+            while line and not line.endswith(b"\n"):
+                line = file.readline(2**20)
+            yield None
 
 
 def _parquet_rows(path: Path, fields: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -331,13 +339,17 @@ def _parquet_rows(path: Path, fields: Iterable[str]) -> Iterator[dict[str, Any]]
             yield from batch.to_pylist()
 
 
-def _unbroken(rows: Iterable[dict[str, Any]], where: str) -> Iterator[dict[str, Any]]:
+def _unbroken(records: Iterable[Record], where: str | Path, kind: str = "") -> Iterator[Record]:
+    """The records; where there is damage, DataError says so, and after which `kind`."""
+    number = 0
     try:
-        yield from rows
+        for record in records:
+            number += 1
+            yield record
     except MissingExtraError:
         raise
-    except Exception as error:  # pyarrow and the Hub raise many kinds for damage
-        raise _damaged(where, error) from None
+    except Exception as error:  # gzip, zstd, pyarrow and the Hub have many kinds for damage
+        raise _damaged(where, error, f" after {kind} {number}" if kind else "") from None
 
 
 @functools.lru_cache
@@ -346,10 +358,7 @@ def _warn_once(message: str) -> None:
 
 
 def _damaged(where: str | Path, error: Exception, extent: str = "") -> DataError:
-    remedy = "check or copy it again"
-    if "too much memory" in str(error):  # what zstd says of a window above 128 MiB
-        remedy = "made by zstd --long, it must be decompressed before, with zstd -d --long=31"
-    return DataError(f"{where}: cannot be read{extent} ({_reason(error)}); {remedy}")
+    return DataError(f"{where}: cannot be read{extent} ({_reason(error)}); check or copy it again")
 
 
 def _reason(error: Exception) -> str:
@@ -362,4 +371,5 @@ def _imported(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise MissingExtraError(module.partition(".")[0], "hf", purpose) from None
+        package = module if module == ZSTD else module.partition(".")[0]
+        raise MissingExtraError(package, "hf", purpose) from None

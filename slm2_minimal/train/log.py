@@ -62,7 +62,7 @@ class RunLog:
                 stack.callback(log._tracker.finish)
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
-            _drop_lines_after(path, start_step)
+            _drop_lines_after(path, start_step or -1)  # at 0, of a run that left nothing, all
             board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
             log._board = stack.enter_context(board)
             log._file = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))

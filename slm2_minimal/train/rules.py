@@ -4,20 +4,34 @@ Rules that one table of the configuration can answer are in `config/`; these nee
 number of processes, the tokenizer, the text, or the disk.
 """
 
+import logging
 import os
 from pathlib import Path
 
-from slm2_minimal.config import ConfigError, RunConfig
+import torch
+
+from slm2_minimal.config import SHARDED, ConfigError, RunConfig
 from slm2_minimal.data.training_data import TrainingData, open_training_data
+from slm2_minimal.distributed.device import require_memory
 from slm2_minimal.distributed.parallel import resolve_strategy
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
+from slm2_minimal.train.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
 
 
-def check_run(config: RunConfig, processes: int, per_node: int, *, launched: bool) -> str:
+def check_run(
+    config: RunConfig,
+    processes: int,
+    per_node: int,
+    *,
+    launched: bool,
+    device: torch.device | None = None,
+) -> str:
     """Refuse what cannot run on so many processes, `per_node` of them on each machine.
 
-    Returns the strategy, `auto` decided. Raises ConfigError for the first thing that
-    cannot be.
+    `device` is where this one runs; None: on another machine. Returns the strategy,
+    `auto` decided. Raises ConfigError for the first thing that cannot be.
     """
     strategy = resolve_strategy(config, processes, launched=launched)
     _check_groups(config, strategy, processes, per_node)
@@ -25,6 +39,9 @@ def check_run(config: RunConfig, processes: int, per_node: int, *, launched: boo
     _check_prompts(config)
     _check_profile(config)
     _check_output_dir(config)
+    if device is not None:
+        _check_memory(config, strategy, processes, per_node, device)
+    _warn_of_an_early_end(config)
     return strategy
 
 
@@ -100,6 +117,33 @@ def _check_profile(config: RunConfig) -> None:
         raise ConfigError(
             f"train.profile_step = {train.profile_step}: the run ends after step "
             f"{train.steps}; name one that it makes"
+        )
+
+
+def _check_memory(
+    config: RunConfig, strategy: str, processes: int, per_node: int, device: torch.device
+) -> None:
+    """That weights and AdamW's two moments, in fp32, fit into the whole device."""
+    sharers = processes if strategy in SHARDED else 1
+    if strategy == "hybrid":
+        sharers = config.parallel.shard_ranks or per_node
+    holders = 1 if device.type == "cuda" else per_node  # processes that share its memory
+    require_memory(
+        12 * config.model.num_parameters() * holders / sharers,
+        device,
+        f"model.hidden_size = {config.model.hidden_size}",
+        "choose a smaller model, or share it among more GPUs: slm2 plan compares them",
+    )
+
+
+def _warn_of_an_early_end(config: RunConfig) -> None:
+    """Say where the run ends before its schedule does, at a rate that is no end's."""
+    steps, end = config.train.steps, config.schedule.end
+    if end is not None and steps < end:
+        last = learning_rate(steps - 1, config.schedule)
+        logger.warning(
+            f"train.steps = {steps}: the run ends before its schedule, at a rate of {last:.3g}; the"
+            f" schedule ends at step {end}: give its lengths as shares of train.steps to follow it"
         )
 
 

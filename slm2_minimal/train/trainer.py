@@ -100,7 +100,8 @@ class Trainer:
         written.
         """
         world = world or World(pick_device(config.train.device))
-        check_run(config, world.size, world.local_size, launched=world.group is not None)
+        launched = world.group is not None
+        check_run(config, world.size, world.local_size, launched=launched, device=world.device)
         tokenizer, data = open_inputs(config)
         return cls(config, data, tokenizer, world=world)
 

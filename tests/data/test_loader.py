@@ -2,11 +2,14 @@
 notices every change of it.
 """
 
+import errno
+import os
 import random
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from hypothesis import strategies as st
 from slm2_minimal.config import IGNORE, DataError
 from slm2_minimal.data.loader import Batch, Loader
 from slm2_minimal.data.packing import PackedSequence, TokenStream
+from tests.complaints import data_error
 
 SEQ_LEN = 8
 WEIGHTS = {"a": 5, "b": 2, "c": 1}
@@ -273,6 +277,39 @@ def test_worker_processes_do_not_answer_signals_as_the_trainer_does() -> None:
         for number, handler in old.items():
             signal.signal(number, handler)
     assert answers == [[[1, 1]], [[0, 0]]]
+
+
+class Damaged(TokenStream):
+    """What cannot be read after all."""
+
+    def sequence(self, index: int, seq_len: int) -> PackedSequence:
+        raise DataError(f"sequence {index % 1}: cannot be read; copy it again")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_error_comes_as_it_is_from_a_worker(workers: int) -> None:
+    loader = Loader({"a": Damaged.from_documents([[1] * 9], 0)}, {"a": 1}, 2, 0)
+    message = data_error(lambda: next(loader.batches(0, 1, workers=workers)))
+    assert message == "sequence 0: cannot be read; copy it again"
+
+
+def test_a_batch_goes_to_another_process_whole() -> None:
+    """Through a pipe: a tensor would lie in /dev/shm, which may be small."""
+    batch = make().batch(0, 64)
+    pickled = bytes(ForkingPickler.dumps(batch))
+    assert len(pickled) > 4 * 8 * batch.input_ids.numel()
+    assert same(ForkingPickler.loads(pickled), batch)
+
+
+def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where /dev/shm, in which their locks lie, is full."""
+
+    def full(loader: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("slm2_minimal.data.loader.DataLoader.__iter__", full)
+    message = data_error(lambda: next(make().batches(0, 4, workers=2)))
+    assert message.startswith("data.workers = 2: cannot be started (No space left on device); ")
 
 
 # The digest

@@ -1,5 +1,7 @@
 """Which device and format a run takes, and how fast this machine multiplies in it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +13,10 @@ from slm2_minimal.distributed.device import (
     peak_memory,
     pick_device,
     pick_dtype,
+    require_memory,
+    total_memory,
 )
+from tests.complaints import config_error
 
 CPU = torch.device("cpu")
 
@@ -28,6 +33,25 @@ def test_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     rates[torch.bfloat16] = 60.0
     assert pick_dtype("auto", CPU) == torch.float32
     assert peak_flops(CPU, torch.float32) == 100.0
+
+
+def test_all_the_memory_that_a_container_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_module, "CONTROL_GROUPS", ())
+    machine = total_memory(CPU)
+    assert 2**28 < machine < 2**50
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(device_module, "CONTROL_GROUPS", (str(limit), str(tmp_path / "other")))
+    for text in ("max\n", f"{2**62}\n"):
+        limit.write_text(text)
+        assert total_memory(CPU) == machine
+    limit.write_text(f"{2**20}\n")
+    swap = total_memory(CPU) - 2**20
+    assert 0 <= swap < machine
+    require_memory(2**20 + swap, CPU, "model = 'a'", "use another")
+    message = config_error(lambda: require_memory(2**21 + swap, CPU, "model = 'a'", "use another"))
+    assert message.startswith("model = 'a': needs 0.0 GB at least, and this machine's cpu has ")
 
 
 def test_matmul_flops_is_plausible() -> None:

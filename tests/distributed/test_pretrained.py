@@ -1,5 +1,6 @@
 """Weights alone: from every kind of source, into a model under every strategy."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +200,24 @@ def test_what_is_damaged_or_missing(
         for message in ranks(2, refused, tables, str(source)):
             assert part in message
             assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["run", "hub"])
+def test_a_model_larger_than_the_machine(
+    kind: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused in a line before it is built."""
+    model, _ = pretrained.load_model(str(run_dir))
+    source = run_dir
+    if kind == "hub":
+        source = tmp_path / "hub"
+        model.save_pretrained(source)
+    memory = 4 * model.config.num_parameters()
+    monkeypatch.setattr("slm2_minimal.distributed.device.total_memory", lambda device: memory)
+    pretrained.load_model(str(source))
+    memory -= 1
+    message = complaint(lambda: pretrained.load_model(str(source)))
+    assert re.match(rf"model = '{source}': needs .* use a machine with more memory$", message)
 
 
 def test_a_state_of_another_run_is_not_touched(run_dir: Path, small_run: Make) -> None:

@@ -359,6 +359,7 @@ def test_the_page_for_the_reports_run(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["plan", "stablelm-2-1_6b", "--gpus", "512", "--gpu", "a100-40gb"]) == 0
     out = capsys.readouterr().out
     for part in (
+        "512 x a100-40gb in nodes of 8 (assumed), zero1, activation checkpointing none",
         "MFU 54.5% of 312 (data sheet)",
         "1.065 s at 170 TFLOP/s a GPU (report: ~170, confirmed)",
         "75.7k GPU-hours",

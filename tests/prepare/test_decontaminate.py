@@ -12,7 +12,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slm2_minimal.prepare import minhash
 from slm2_minimal.prepare.decontaminate import Benchmark, BenchmarkIndex, Contamination, Hit, clean
 from slm2_minimal.prepare.publish import ContaminationReport
 from slm2_minimal.text.corpus import load_corpus
@@ -313,7 +312,7 @@ def test_results_do_not_depend_on_the_size_of_batches(
         " ".join([*FILLER[: i % 7], QUESTION if i % 3 == 0 else "x", *FILLER]) for i in range(20)
     ]
     whole = run(texts, index, window=10, min_piece=1)
-    monkeypatch.setattr(minhash, "BATCH", size)
+    monkeypatch.setattr("slm2_minimal.data.reading.BATCH", size)
     assert run(texts, index, window=10, min_piece=1) == whole
     again = BenchmarkIndex.build({"rivers": [*texts, QUESTION]})
     monkeypatch.undo()

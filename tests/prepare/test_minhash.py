@@ -91,7 +91,7 @@ def test_signatures_are_plain_minhash_however_the_work_is_cut(
     texts: list[str], lsh: LSH, batch: int, block: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BATCH", batch)
+        patch.setattr("slm2_minimal.data.reading.BATCH", batch)
         patch.setattr(module, "BLOCK", block)
         result = signatures(iter(texts), lsh)
     assert (result.dtype, result.shape) == (np.uint32, (len(texts), lsh.permutations))

@@ -4,8 +4,10 @@ time, wherever and beside whatever they stand.
 
 import subprocess
 import sys
+import time
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slm2_minimal.prepare import words as module
+from slm2_minimal.prepare.duplicates import exact_keys
 from slm2_minimal.prepare.words import Words, ngrams, words_of
 from slm2_minimal.text.corpus import load_corpus
 
@@ -239,12 +242,7 @@ def test_numbers_are_the_same_in_another_process_with_another_hash_seed() -> Non
         "import runpy, sys; print(runpy.run_path(sys.argv[1])['words_of'](['Les idées"
         " claires']).hashes.tolist())"
     )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        module.__file__,
-    ]  # the file alone: importing the package would import torch
+    command = [sys.executable, "-c", code, module.__file__]  # the file alone, by its path
     runs = [
         subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True)
         for seed in "12"
@@ -283,3 +281,19 @@ def test_ngrams_tell_order_and_length_apart() -> None:
     assert len(hashes) == 5
     assert len(set(hashes.tolist())) == 4
     assert hashes[0] == hashes[4]
+
+
+def test_long_runs_of_marks_take_a_time_that_grows_with_their_length() -> None:
+    """Python's own NFC is quadratic in them, and takes minutes for this text."""
+    text = "a" + "\u0316\u0301" * 100_000
+    other = "a" + "\u0316" * 100_000 + "\u0301" * 100_000
+    began = time.monotonic()
+    assert words_of([text]).hashes.tolist() == words_of([other]).hashes.tolist()
+    assert exact_keys([text]).tolist() == exact_keys([other]).tolist()
+    assert time.monotonic() - began < 10
+
+
+def test_nfc_is_made_in_one_place_alone() -> None:
+    package = Path(module.__file__).parents[1]
+    made = [path.name for path in package.rglob("*.py") if 'normalize("NFC"' in path.read_text()]
+    assert made == ["documents.py"]

@@ -78,7 +78,7 @@ def test_blanks_that_tiktoken_cannot_take_among_many_texts(arcade: Arcade100k) -
 def test_a_unit_holds_its_documents(
     tmp_path: Path, arcade: Arcade100k, monkeypatch: Any, batch: int, quoted: bool
 ) -> None:
-    monkeypatch.setattr("slm2_minimal.prepare.minhash.BATCH", batch)
+    monkeypatch.setattr("slm2_minimal.data.reading.BATCH", batch)
     documents = load_corpus(languages=["de", "en"], domains=["letters"])
     if quoted:
         documents.insert(

@@ -19,7 +19,7 @@ import pytest
 
 from slm2_minimal.config import DataError, MissingExtraError
 from slm2_minimal.text.corpus import load_corpus, stream_corpus
-from slm2_minimal.text.documents import MAX_LINE_BYTES, Document, text_files
+from slm2_minimal.text.documents import MAX_LINE_BYTES, ZSTD, Document, text_files
 from tests.complaints import config_error
 from tests.complaints import data_error as complaint
 
@@ -395,15 +395,16 @@ def test_zst_of_several_frames_and_a_truncated_one(tmp_path: Path) -> None:
     assert [d.text.split()[1] for d in load_corpus(path)] == [str(i) for i in range(3000)]
     path.write_bytes(compressed(range(3000))[:-2000])
     assert re.search(
-        r"a\.jsonl\.zst: cannot be read after line \d+ \(Truncated",
+        r"a\.jsonl\.zst: cannot be read after line \d+ \(Compressed file ended",
         complaint(lambda: load_corpus(path)),
     )
 
 
 def test_zst_needs_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl.zst").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'slm2-minimal\[hf\]'"):
+    monkeypatch.setitem(sys.modules, ZSTD, None)
+    remedy = rf"needs the package '{ZSTD}': pip install 'slm2-minimal\[hf\]'"
+    with pytest.raises(MissingExtraError, match=remedy):
         load_corpus(tmp_path / "a.jsonl.zst")
 
 

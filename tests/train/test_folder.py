@@ -1,8 +1,10 @@
 """A run's folder: one run at a time, a note of its start, and a closed terminal."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +29,23 @@ def test_two_runs_in_one_folder(small_run: Make, tmp_path: Path) -> None:
         message = complaint(lambda: Trainer.from_config(config).run(), DataError)
     assert message.endswith("another run is at work there; let it end, or name another folder")
     Trainer.from_config(config).run()
+
+
+def test_the_folder_is_free_once_its_process_has_ended(tmp_path: Path) -> None:
+    """Whatever it has forked: workers outlive a killed trainer by seconds."""
+    with alone(tmp_path / "run", WORLD):
+        (tmp_path / "run" / "kept").touch()
+        context = multiprocessing.get_context("fork")
+        begun = context.Event()
+        forked = context.Process(target=lambda: (begun.set(), time.sleep(60)))
+        forked.start()
+        assert begun.wait(30)
+    try:
+        with alone(tmp_path / "run", WORLD):
+            assert forked.is_alive()
+    finally:
+        forked.kill()
+        forked.join()
 
 
 def test_the_note_says_what_runs(small_run: Make) -> None:

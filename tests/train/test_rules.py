@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from slm2_minimal import cli
 from slm2_minimal.config import RunConfig
+from slm2_minimal.launch.check import check
 from slm2_minimal.train.rules import check_run
 from slm2_minimal.train.trainer import Trainer
 from tests.complaints import complaint, config_error
@@ -38,6 +40,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"train.prompts": [""]}, r"train\.prompts: one of them is empty"),
     ({"train.sample_tokens": 64}, r"train\.sample_tokens = 64: must leave room"),
     ({"train.profile_step": 20}, r"train\.profile_step = 20: the run ends after step 20"),
+    (
+        {"model.hidden_size": 65_536, "model.num_hidden_layers": 500},
+        r"model\.hidden_size = 65536: needs \d{3},\d{3}\.\d GB at least",
+    ),
     # Values that disagree.
     ({"model.hidden_size": 33}, r"model\.hidden_size = 33: must be a multiple"),
     ({"model.num_key_value_heads": 3}, r"model\.num_key_value_heads = 3: must divide"),
@@ -120,6 +126,51 @@ def test_several_processes(
 def test_a_strategy_for_several_is_fine_where_they_are_launched(small_run: Make) -> None:
     config = small_run(**{"parallel.strategy": "ddp"})
     assert check_run(config, 1, 1, launched=True) == "ddp"
+
+
+@pytest.mark.parametrize(
+    ("processes", "changes", "fits"),
+    [
+        (1, {}, False),
+        (2, {"parallel.strategy": "ddp"}, False),
+        (2, {"parallel.strategy": "fsdp"}, True),
+        (2, {"parallel.strategy": "zero1"}, True),
+    ],
+)
+def test_what_a_gpu_must_hold(
+    small_run: Make, processes: int, changes: dict[str, Any], fits: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """12 bytes a parameter, shared among those that share them."""
+    config = small_run(**changes)
+    memory = 11 * config.model.num_parameters()
+    monkeypatch.setattr("slm2_minimal.distributed.device.total_memory", lambda device: memory)
+    options: dict[str, Any] = {"launched": processes > 1, "device": torch.device("cuda")}
+    if fits:
+        check_run(config, processes, processes, **options)
+    else:
+        message = config_error(lambda: check_run(config, processes, processes, **options))
+        assert "this machine's cuda has" in message
+    check_run(config, processes, processes, launched=processes > 1)  # on another machine
+
+
+def test_an_early_end_is_said_once_by_the_check_and_by_the_run(
+    small_run: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_run(**{"train.steps": 18})
+    check(config, 1, launched=False)
+    Trainer.from_config(config)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert set(warnings) == {
+        "train.steps = 18: the run ends before its schedule, at a rate of 0.000509; the schedule"
+        " ends at step 20: give its lengths as shares of train.steps to follow it"
+    }
+    caplog.clear()
+    Trainer.from_config(small_run())
+    Trainer.from_config(small_run(**{"train.steps": 18, "schedule.cooldown_start": None,
+                                     "schedule.cooldown_steps": None}))  # fmt: skip
+    assert caplog.records == [], "without a cooldown, the hybrid never ends"
 
 
 def test_a_trainer_asks_the_rules(small_run: Make) -> None:
