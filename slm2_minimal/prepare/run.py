@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slm2_minimal.config import ConfigError, DataError, RunConfig
-from slm2_minimal.config.difference import first_difference
+from slm2_minimal.config.run import first_difference
 from slm2_minimal.data.reading import ReadingSettings
 from slm2_minimal.files import locked, write_array, write_json
 from slm2_minimal.prepare import handover
