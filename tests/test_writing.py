@@ -137,7 +137,7 @@ def test_stop_strings_and_lookup(slm2: Slm2) -> None:
         (("--file", "-"), "file = '-': holds no prompt; write one a line"),
         (("--stop", ""), "stop = '': would end every text"),
         (("--samples", 0), "samples = 0: must be at least 1"),
-        (("--samples", "many"), "--samples: invalid int value"),
+        (("--samples", "many"), "--samples: invalid integer value"),
         (("--min-p", 0), "min_p = 0.0"),
         (("--repetition-penalty", -1), "repetition_penalty = -1.0"),
         (("--lookup",), "lookup = true: is for greedy text alone"),
