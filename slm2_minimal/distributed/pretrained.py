@@ -32,12 +32,14 @@ FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "
 def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
     """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`.
 
-    A Hugging Face folder that holds a tokenizer is that tokenizer's name.
+    A folder that holds a tokenizer is that tokenizer's name. A folder that `slm2
+    quantise` wrote gives a quantised model.
     """
     world = World(torch.device("cpu"))
     folder, state = _find(path_or_id, world)
     if state is None:
-        _check_memory(path_or_id, hub.read_config(folder), world.device)
+        if hub.read_quantisation(folder) is None:
+            _check_memory(path_or_id, hub.read_config(folder), world.device)
         return StableLM2.from_pretrained(folder), _tokenizer_in(folder)
     config = saved_config(folder, state)
     _check_memory(path_or_id, config.model, world.device)

@@ -49,6 +49,7 @@ TENSORS = re.compile(  # every tensor of the format; all norms have biases in it
     rf"model\.embed_tokens\.weight|lm_head\.weight|{NORM}(weight|bias)"
     r"|model\.layers\.\d+\.self_attn\.([qkvo]_proj\.weight|[qkv]_proj\.bias)"
     r"|model\.layers\.\d+\.mlp\.(gate|up|down)_proj\.weight"
+    r"|(lm_head|.*_proj)\.(codes|scale|offset)"  # of quantised layers
 )
 # What is fetched from the Hub: weights, configuration, tokenizer; no code.
 FETCHED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.tiktoken"]
@@ -95,15 +96,22 @@ def resolve(path_or_repo_id: str | Path) -> Path:
         ) from None
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_quantisation(folder: Path) -> Any:
+    """What a folder's config.json says about integer weights; None: there are none."""
+    return _read_object(folder / CONFIG).get("quantization_config")
+
+
+def read_config(folder: Path, *, quantised: bool = False) -> ModelConfig:
     """The ModelConfig of a folder's config.json. Rotary fields are taken from
-    `rope_parameters` (new) or the top level (old).
+    `rope_parameters` (new) or the top level (old). Integer weights are refused unless
+    the caller reads them.
     """
     path = folder / CONFIG
     raw = _read_object(path)
     for name, ours in FIXED.items():
         _require(name, raw.get(name), ours, path)
-    _require("quantization_config", raw.get("quantization_config"), None, path)
+    if not quantised:
+        _require("quantization_config", raw.get("quantization_config"), None, path)
     rope: dict[str, Any] = {}
     for name, table in vars(_checked(RotaryTables, raw, path)).items():
         rope |= table or {}
@@ -147,7 +155,8 @@ def read_weights(
     folder: Path, model: nn.Module, dtype: torch.dtype, *, tied: bool = False
 ) -> dict[str, Tensor]:
     """The state dict of a folder in `dtype`, every key and shape held against `model`'s
-    (which may lie on the meta device).
+    (which may lie on the meta device). What the model has in another format than fp32,
+    as codes and their scales, keeps it.
     """
     weights: dict[str, Tensor] = {}
     for file in _weight_files(folder):
@@ -167,7 +176,17 @@ def read_weights(
                 f"{key}: shape {shapes.get(key, 'missing')} in {folder}, but {CONFIG} asks for"
                 f" {expected.get(key, 'no such tensor')}; use weights and config of one model"
             )
-    return {key: _finite(key, weights[key], folder).to(dtype) for key in expected}
+    formats = {key: value.dtype for key, value in model.state_dict().items()}
+    for key, kind in formats.items():
+        value = weights[key]
+        if kind.is_floating_point:
+            weights[key] = _finite(key, value, folder).to(dtype if kind == torch.float32 else kind)
+        elif value.dtype != kind:
+            raise CheckpointError(
+                f"{key}: holds {value.dtype} in {folder}, but {CONFIG} asks for {kind}; use weights"
+                " and config of one model"
+            )
+    return {key: weights[key] for key in expected}
 
 
 def stored_names(folder: Path) -> set[str]:
@@ -180,10 +199,14 @@ def stored_names(folder: Path) -> set[str]:
 
 
 def write(
-    path: str | Path, config: ModelConfig, state: Mapping[str, Tensor], max_shard_bytes: int
+    path: str | Path,
+    config: ModelConfig,
+    state: Mapping[str, Tensor],
+    max_shard_bytes: int,
+    quantisation: dict[str, Any] | None = None,
 ) -> None:
     """Write config and weights into the folder `path`. Each file appears whole or not
-    at all; stale weight files are removed last.
+    at all; stale weight files are removed last. `quantisation` is said in config.json.
 
     Raises:
         CheckpointError: the state holds other tensors than the format has.
@@ -199,7 +222,7 @@ def write(
         if re.match(NORM, key):
             tensors.setdefault(key.replace("weight", "bias"), torch.zeros_like(tensors[key]))
     if config.tie_word_embeddings:
-        del tensors[HEAD]
+        tensors.pop(HEAD, None)  # a quantised head has codes of its own
 
     # the weights, in one file or in shards with an index
     folder = Path(path)
@@ -219,7 +242,10 @@ def write(
         written.add(INDEX)
 
     dtype = str(tensors[TABLE].dtype).removeprefix("torch.")
-    write_json(folder / CONFIG, {**write_config(config), "dtype": dtype})
+    content = {**write_config(config), "dtype": dtype}
+    if quantisation is not None:
+        content["quantization_config"] = quantisation
+    write_json(folder / CONFIG, content)
     for file_path in folder.glob("model*.safetensors*"):
         if file_path.name not in written:
             file_path.unlink()

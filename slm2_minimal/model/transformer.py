@@ -19,6 +19,7 @@ from slm2_minimal.model import hub
 from slm2_minimal.model.block import Block
 from slm2_minimal.model.cache import KeyValueCache
 from slm2_minimal.model.masks import Mask, cached_mask, packed_mask
+from slm2_minimal.model.quantised import Quantisation, quantised_layers, replace_linears
 from slm2_minimal.model.rope import rotary_angles
 
 
@@ -146,12 +147,16 @@ class StableLM2(nn.Module):
         cls, path_or_repo_id: str | Path, dtype: torch.dtype = torch.float32
     ) -> "StableLM2":
         """Load a folder in Hugging Face's format (config.json and safetensors, sharded
-        or not), or a Hub id.
+        or not), or a Hub id; or a folder that `slm2 quantise` wrote.
         """
         folder = hub.resolve(path_or_repo_id)
+        content = hub.read_quantisation(folder)
+        settings = None if content is None else Quantisation.from_json(content, folder)
         with torch.device("meta"):
-            model = cls(hub.read_config(folder))
-        tied = model.config.tie_word_embeddings
+            model = cls(hub.read_config(folder, quantised=settings is not None))
+            if settings is not None:
+                replace_linears(model, settings)
+        tied = model.config.tie_word_embeddings and settings is None
         model.load_state_dict(hub.read_weights(folder, model, dtype, tied=tied), assign=True)
         if tied:
             model.lm_head.weight = model.model.embed_tokens.weight
@@ -161,4 +166,6 @@ class StableLM2(nn.Module):
         """Write config.json and safetensors that `transformers` loads, in shards of at
         most `max_shard_bytes`.
         """
-        hub.write(path, self.config, self.state_dict(), max_shard_bytes)
+        quantised = next((layer.settings for _, layer in quantised_layers(self)), None)
+        content = None if quantised is None else quantised.to_json()
+        hub.write(path, self.config, self.state_dict(), max_shard_bytes, content)
