@@ -10,8 +10,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -104,3 +105,29 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the name `path` when the block ends well, or else
+    is gone, with the folders above it that had to be made.
+
+    Raises:
+        OSError: FileExistsError where something is there that is no empty folder, or
+        what stands in the way of writing; before anything is done.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "is there already", str(path))
+    above = [folder for folder in path.parents if not folder.exists()]
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        flush(part)
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        for folder in above:
+            with suppress(OSError):  # not made yet, or another's by now
+                folder.rmdir()
+        raise

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int8
@@ -39,7 +40,6 @@ def quantise(
     symmetric: bool = True,
     method: str = "rtn",
     calibration: tuple[Tensor, ...] | None = None,
-    tokenizer: str | None = None,
 ) -> StableLM2:
     """A model with the same forward, its linear layers integers of `bits` bits.
 
@@ -51,12 +51,11 @@ def quantise(
         method: `rtn` rounds to nearest, `gptq` makes up for errors on `calibration`.
         calibration: what `model` takes: ids (B, T), and where documents are packed,
         positions and document ids.
-        tokenizer: its name, which travels along.
 
     Raises:
         ConfigError: an option that cannot be, or a group that divides no row.
     """
-    settings = Quantisation(bits, group, symmetric, method, tokenizer)
+    settings = Quantisation(bits, group, symmetric, method)
     if (method == "gptq") != (calibration is not None):
         raise ConfigError(
             f"calibration = {'None' if calibration is None else 'given'}: gptq needs a text, and"
@@ -85,7 +84,7 @@ def quantise(
     # One pass over the text: a layer is quantised when its inputs arrive, which all
     # layers before it have made with their integers.
     for name in linears:
-        quantised.set_submodule(name, _Waiting(lambda x, name=name: replace(name, x)))
+        quantised.set_submodule(name, _Waiting(partial(replace, name)))
     hidden = quantised(*calibration, head=lambda hidden, head: hidden)
     replace("lm_head", hidden)
     return quantised

@@ -9,6 +9,7 @@ rows, multiplying floating-point weights that were made once for all of them doe
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import BFloat16, Float, Int8, UInt8
@@ -77,30 +78,39 @@ def takes(bits: int, group: int, rows: int) -> bool:
         return True
     if group not in GROUPS or rows % BLOCK:
         return False
-    # the order of the blocks is the kernel's own affair: look whether it is as we read it
+    # how the codes lie is the kernel's own affair: see whether we read it right
     pattern = (torch.arange(BLOCK * 32) * 7 % 16).to(torch.uint8).view(BLOCK, 32)
     return torch.equal(from_blocks(to_blocks(pattern)), pattern)
 
 
+class Crossing(NamedTuple):
+    """Up to how many rows of activations a kernel is the faster way (0: never), and
+    both ways' milliseconds for one row.
+    """
+
+    rows: int
+    kernel: float
+    plain: float
+
+
 def crossing(
     kernel: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor], one_row: Tensor
-) -> tuple[int, float, float]:
-    """Up to how many rows of activations a kernel is the faster way (0: never), and
-    both ways' milliseconds for one row, measured now.
-    """
+) -> Crossing:
+    """Measured now, for one row and for MANY."""
     many = one_row.expand(MANY, -1).contiguous()
-    alone = [milliseconds(way, one_row) for way in (kernel, plain)]
-    together = [milliseconds(way, many) for way in (kernel, plain)]
+    kernel_one, plain_one = (milliseconds(way, one_row) for way in (kernel, plain))
+    kernel_many, plain_many = (milliseconds(way, many) for way in (kernel, plain))
 
-    # a line through the two differences
-    ahead, behind = alone[1] - alone[0], together[0] - together[1]
+    # where a line through the two differences is zero
+    ahead = plain_one - kernel_one
+    falls = ahead - (plain_many - kernel_many)
     if ahead <= 0:
         rows = 0
-    elif behind <= -ahead:
+    elif falls <= 0:
         rows = 2**31
     else:
-        rows = int(1 + (MANY - 1) * ahead / (ahead + behind))
-    return rows, *alone
+        rows = 1 + int((MANY - 1) * ahead / falls)
+    return Crossing(rows, kernel_one, plain_one)
 
 
 def milliseconds(call: Callable[[Tensor], Tensor], x: Tensor, repeats: int = 3) -> float:

@@ -35,14 +35,13 @@ class Quantisation:
     """How weights were made integers. Raises ConfigError for what cannot be.
 
     `group` weights of a row share a scale; None: the whole row. `method` says how the
-    codes were chosen, `tokenizer` what the model reads and writes, where it is known.
+    codes were chosen.
     """
 
     bits: int = 8
     group: int | None = 32
     symmetric: bool = True
     method: str = "rtn"
-    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 4):
@@ -218,30 +217,32 @@ class QuantisedLinear(nn.Module):
     # Which one, and how the codes lie
 
     def choose(self, x: Float[Tensor, "M K"]) -> None:
-        """Measure, once for all layers of the same bits, from how many rows of
-        activations on the plain way is faster; say so.
+        """Decide up to how many rows of activations a kernel multiplies. It is measured
+        on the first layer of its kind, and said.
         """
-        group = self.in_features // self.scale.shape[1]
+        groups = self.scale.shape[1]
+        on_cpu = x.device.type == "cpu"
         self.kernel_rows = 0
-        if x.device.type != "cpu":
-            key, measured = ("cuda", self.settings.bits), "not tried on this device"
-        elif not int_kernels.takes(self.settings.bits, group, self.out_features):
+        if on_cpu and not int_kernels.takes(
+            self.settings.bits, self.in_features // groups, self.out_features
+        ):
             return
-        else:
-            key, measured = (x.dtype, self.settings.bits, self.settings.group), ""
-        if key not in _measured:
-            if not measured:
-                way = (self.kernel_product, self.plain_product)
-                rows, kernel, plain = int_kernels.crossing(*way, x[:1])
-                measured = f"{kernel:.2f} ms a row, made floating-point {plain:.2f} ms"
-                _measured[key] = rows
-            _measured.setdefault(key, 0)
+
+        kind = (self.settings.bits, self.settings.group, x.dtype, x.device.type)
+        if kind not in _measured and not on_cpu:
+            _measured[kind] = 0
+            logger.info("weights of %d bits: no kernel on %s, made floating-point for each"
+                        " product", self.settings.bits, x.device.type)  # fmt: skip
+        elif kind not in _measured:
+            times = int_kernels.crossing(self.kernel_product, self.plain_product, x[:1])
+            _measured[kind] = times.rows
             logger.info(
-                "%d-bit kernel: %s (%d x %d); used up to %s rows",
-                self.settings.bits, measured, self.out_features, self.in_features,
-                f"{_measured[key]:,}" if _measured[key] < 2**31 else "any number of",
+                "weights of %d bits, %d x %d: torch's kernel takes %.2f ms a row, floating-point"
+                " weights %.2f; the kernel is used up to %s rows",
+                self.settings.bits, self.out_features, self.in_features,
+                times.kernel, times.plain, f"{times.rows:,}" if times.rows < 2**31 else "any",
             )  # fmt: skip
-        self.kernel_rows = _measured[key]
+        self.kernel_rows = _measured[kind]
 
     def arrange(self) -> None:
         """Lay the codes as the kernel wants them; they take no more memory."""
