@@ -324,6 +324,18 @@ OPTIONS: list[Words] = [
     ["chat", "hub", "--tokenizer", "tiny"],
     ["chat", "hub", "--format", "plain"],
     ["generate", "hub"],
+    *[
+        ["quantise", "run", "out", *words.split(" ")]
+        for words in (
+            "--bits 5", "--bits many", f"--bits {DIGITS}", "--group 0", "--group -1", "--group 48",
+            "--group few", f"--group {DIGITS}", "--method awq", "--method gptq",
+            "--calibrate small.toml", "--method gptq --calibrate=",
+            "--method gptq --calibrate file",
+            "--method gptq --calibrate nowhere", "--method gptq --calibrate empty",
+            "--method gptq --calibrate a\0b", "--tokenizer nowhere.model", "--tokenizer arcade100k",
+            "extra", "--a.b 3",
+        )
+    ],
     *[["export", "hub", "out", *words] for words in (["--dtype", "float16"], ["extra"])],
 ]  # fmt: skip
 
@@ -357,9 +369,9 @@ def test_no_configuration(
 
 
 @pytest.mark.parametrize("path", [*NO_PATHS, "file", "empty", "small.toml"], ids=name_of)
-@pytest.mark.parametrize("command", ["generate", "chat", "export"])
+@pytest.mark.parametrize("command", ["generate", "chat", "export", "quantise"])
 def test_no_model(command: str, path: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    is_refused([command, path] + ["out"] * (command == "export"), here, capfd)
+    is_refused([command, path] + ["out"] * (command in ("export", "quantise")), here, capfd)
 
 
 @pytest.mark.parametrize("path", ["/proc/out", "file", "hub", "run", *NO_PATHS[:-1]], ids=name_of)
@@ -367,6 +379,7 @@ def test_no_place_to_export_to(path: str, here: Path, capfd: pytest.CaptureFixtu
     if path == "\n":
         pytest.skip("a name that a folder can have")
     is_refused(["export", "hub", path], here, capfd)
+    is_refused(["quantise", "run", path], here, capfd)
 
 
 # Files that are damaged

@@ -1,5 +1,6 @@
 """A model's weights from wherever they lie: a run, a checkpoint, a folder, the Hub."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from slm2_minimal.distributed.device import require_memory
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import read_json
 from slm2_minimal.model import hub
+from slm2_minimal.model.quantised import quantised_layers
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.tokenizer import Tokenizer, find_tokenizer
 
@@ -40,7 +42,10 @@ def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
     if state is None:
         if hub.read_quantisation(folder) is None:
             _check_memory(path_or_id, hub.read_config(folder), world.device)
-        return StableLM2.from_pretrained(folder), _tokenizer_in(folder)
+        model = StableLM2.from_pretrained(folder)
+        for _, layer in islice(quantised_layers(model), 1):
+            layer.choose(torch.ones(1, layer.in_features))  # says so before any text
+        return model, _tokenizer_in(folder)
     config = saved_config(folder, state)
     _check_memory(path_or_id, config.model, world.device)
     model = StableLM2(config.model)

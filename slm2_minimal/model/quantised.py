@@ -184,7 +184,7 @@ class QuantisedLinear(nn.Module):
     def kernel_product(self, x: Float[Tensor, "M K"]) -> Float[Tensor, "M N"]:
         """x W' by torch's kernel, which reads the integers."""
         self.arrange()
-        rounded = x.bfloat16()
+        rounded = x.bfloat16().contiguous()
         if self.tiled_scales is None:
             codes = self.codes.view(self.scale.shape[1], self.out_features, -1)
             return int_kernels.product_8(rounded, codes, self.scale, self.offset).to(x.dtype)
