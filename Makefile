@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help book test test-all check check-released train notebooks clean
+.PHONY: help book test test-all test-edge check check-released train notebooks clean
 
 help:
 	@echo "make book       build the site and say where its index.html is"
 	@echo "make test       linters, types, unit tests, every chapter re-executed and compared"
 	@echo "make test-all   the same with the slow tests"
+	@echo "make test-edge  build llama.cpp (minutes of all cores) and run exported files in it"
 	@echo "make check      linters and types only"
 	@echo "make check-released  the released weights against transformers (network, 7 GB, 10 GB of memory)"
 	@echo "make train      train the tiny model on the embedded corpus and let it write"
@@ -42,6 +43,16 @@ test-all: check
 
 check-released: $(READY)
 	$(BIN)/python benchmarks/check_released.py
+
+# GCC 12.2 cannot compile llama.cpp's code for AMX: there it is built without.
+test-edge: $(READY)
+	@if grep -q amx_tile /proc/cpuinfo 2>/dev/null && cc -dumpfullversion | grep -q '^12[.]2'; then \
+		echo "GCC 12.2 on a CPU with AMX: llama.cpp is built without AMX"; \
+		export CFLAGS="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"; export CXXFLAGS="$$CFLAGS"; \
+	fi; \
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --no-binary llama-cpp-python -r requirements-edge.lock
+	$(BIN)/pytest tests/edge
 
 train: $(READY)
 	$(BIN)/slm2 train tiny

@@ -239,12 +239,15 @@ def _add_chat(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    summary = "write a model in Hugging Face's format, for transformers and others"
-    dtype = "of the weights (default float32: as trained)"
+    summary = "write a model for transformers and others (hf), or for llama.cpp (gguf)"
+    types = "of the matrices: f32 (default), f16, bf16; of gguf's also q8_0, q4_0, q4_1"
+    tokenizer = "gguf: as in slm2 generate, where the model names none"
     add = _command(commands, "export", _export, summary)
     add("model", help=writing.MODEL)
-    add("out", help="the folder to write: new, or empty")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype)
+    add("out", help="what to write: a folder, new or empty; of gguf a new file")
+    add("--format", choices=("hf", "gguf"), default="hf", help="of the files (default hf)")
+    add("--type", default="f32", help=types)
+    add("--tokenizer", help=tokenizer)
 
 
 # What is called
@@ -338,9 +341,10 @@ def _launch(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
-    from slm2_minimal.export.hugging_face import export
+    from slm2_minimal.export.formats import export
 
-    print(export(expand(options.model, "model"), expand(options.out, "out"), options.dtype))
+    source, out = expand(options.model, "model"), expand(options.out, "out")
+    print(export(source, out, options.format, options.type, options.tokenizer))
 
 
 def _doctor(options: argparse.Namespace, rest: list[str]) -> None:

@@ -336,7 +336,15 @@ OPTIONS: list[Words] = [
             "extra", "--a.b 3",
         )
     ],
-    *[["export", "hub", "out", *words] for words in (["--dtype", "float16"], ["extra"])],
+    *[
+        ["export", "hub", "out", *words.split(" ")]
+        for words in (
+            "extra", "--type float16", "--type q8_0", "--type=", "--format onnx",
+            "--tokenizer tiny", "--format gguf", "--format gguf --type q2_k",
+            "--format gguf --tokenizer arcade100k", "--format gguf --tokenizer nowhere.model",
+            "--format gguf --tokenizer=", "--format gguf --tokenizer broken.model",
+        )
+    ],
 ]  # fmt: skip
 
 
@@ -356,6 +364,7 @@ def test_nothing_to_prepare(
 
 # Paths
 
+GGUF = ["--format", "gguf", "--tokenizer", "tiny"]
 NO_PATHS = ["", " ", "~nobody-x/a", "a\0b", "x" * 300, LONG, "\n", "file/x", "nowhere/at/all"]
 
 
@@ -380,6 +389,7 @@ def test_no_place_to_export_to(path: str, here: Path, capfd: pytest.CaptureFixtu
         pytest.skip("a name that a folder can have")
     is_refused(["export", "hub", path], here, capfd)
     is_refused(["quantise", "run", path], here, capfd)
+    is_refused(["export", "hub", path, *GGUF], here, capfd)
 
 
 # Files that are damaged

