@@ -51,7 +51,8 @@ def export(
     Raises:
         CheckpointError: there is no such model, it holds what the format has no place
         for, or its tokenizer's file is another now.
-        ConfigError: there is no such type, or its blocks do not divide the rows.
+        ConfigError: there is no such type, its blocks do not divide the rows, or the
+        model turns no dimension, which llama.cpp cannot run.
         DataError: `out` is there or cannot be written, there is no tokenizer or none
         that llama.cpp can follow, or a weight is too large for the type.
         MissingExtraError: the library `gguf` is not installed.
@@ -90,6 +91,11 @@ def write(
     block, block_bytes = gguf.GGML_QUANT_SIZES[matrix_type]
     tensors = _tensors(model)
     _check_rows(tensors, block, file_type)
+    if model.config.rotary_dim == 0:
+        raise ConfigError(
+            "model.partial_rotary_factor = 0: llama.cpp, where no dimension turns, never comes to"
+            " an end; export it with --format hf"
+        )
 
     # what is known of the model, its tokenizer, and where each tensor lies
     writer = gguf.GGUFWriter(path, "stablelm")

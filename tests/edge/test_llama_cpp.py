@@ -34,7 +34,7 @@ TOY = ModelConfig(
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=4,
-    max_position_embeddings=64,
+    max_position_embeddings=256,
     bos_token_id=0,
     eos_token_id=0,
 )
@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "toy": {},
     "grouped": {"num_key_value_heads": 2, "use_qkv_bias": False},
     "half turned": {"partial_rotary_factor": 0.5, "rope_theta": 500.0, "layer_norm_eps": 1e-3},
-    "nothing turned": {"partial_rotary_factor": 0.0},
+    "all turned": {"partial_rotary_factor": 1.0},
     "tied": {"tie_word_embeddings": True, "norm_bias": False, "final_norm_bias": False},
 }
 
@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @contextmanager
 def opened(path: Path, **options: Any) -> Iterator[Any]:
     """A file in llama.cpp."""
-    options = {"n_ctx": 64, "n_threads": 2, "verbose": False} | options
+    options = {"n_ctx": 256, "n_threads": 2, "verbose": False} | options
     with closing(llama_cpp.Llama(str(path), **options)) as model:
         yield model
 
@@ -109,29 +109,34 @@ def test_logits_at_full_width(arcade: Arcade100k, tmp_path: Path) -> None:
     hold(tmp_path / "a.gguf", model)
 
 
-# llama.cpp rounds the activations, too, to the type that a matrix of this type is
-# multiplied with.
-CLOSE = {"f16": 0.002, "bf16": 0.02, "q8_0": 0.03, "q4_0": 0.03, "q4_1": 0.03}
+# What llama.cpp rounds a layer's inputs to, by the type of its matrix.
+ROUNDED = {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q8_0", "q4_1": "Q8_0"}
 
 
-@pytest.mark.parametrize("file_type", CLOSE)
+@pytest.mark.parametrize("file_type", ROUNDED)
 def test_quantised_logits(file_type: str, tiny: SentencePieceTokenizer, tmp_path: Path) -> None:
-    """Close to ours with the file's own weights, much closer than to ours with the
-    weights that were quantised.
-    """
+    """Those of the file's own weights, with the inputs of each layer rounded, too."""
     model, ids = randomised(TOY), some_ids(TOY.vocab_size)
-    gguf.write(tmp_path / "a.gguf", "a", model, tiny, file_type)
-    found = theirs(tmp_path / "a.gguf", ids)
-    expected, before = ours(dequantised(tmp_path / "a.gguf", model), ids), ours(model, ids)
+    path = tmp_path / "a.gguf"
+    gguf.write(path, "a", model, tiny, file_type)
+    found, rounded = theirs(path, ids), dequantised(path, model)
+    of_type = (ours(rounded, ids) - ours(model, ids)).norm() / ours(model, ids).norm()
 
-    error = ((found - expected).norm() / expected.norm()).item()
-    of_type = ((found - before).norm() / before.norm()).item()
-    agreement = (found.argmax(-1) == expected.argmax(-1)).float().mean().item()
-    print(f"{file_type}: {error:.4f} from its weights, {of_type:.4f} from ours, {agreement:.2f}")
-    assert error < CLOSE[file_type]
-    assert agreement >= 0.9
-    if file_type.startswith("q4"):
-        assert error < of_type / 3
+    kind = library.GGMLQuantizationType[ROUNDED[file_type]]
+
+    def round_inputs(layer: torch.nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        values = library.dequantize(library.quantize(inputs[0].numpy(), kind), kind)
+        return torch.from_numpy(values).view_as(inputs[0])
+
+    for module in rounded.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(round_inputs)
+    expected = ours(rounded, ids)
+    error = (found - expected).norm() / expected.norm()
+    agreement = (found.argmax(-1) == expected.argmax(-1)).float().mean()
+    print(f"{file_type}: {error:.5f} from ours, the type {of_type:.5f}, same top {agreement:.3f}")
+    assert error < min(0.01, of_type)
+    assert agreement >= 0.95
 
 
 def test_rotary_dimensions_left_out_are_noticed(
@@ -209,7 +214,8 @@ def test_ids_of_rare_texts(text: str, tokenizer: Tokenizer, vocabularies: dict[s
     text = nfc(text)
     ids = tokenizer.encode(text)
     assert their_ids(model, text) == ids
-    assert model.detokenize(ids, special=True).decode(errors="replace") == text
+    if all(len(tokenizer.token_bytes(i)) <= 32 for i in ids):  # else Python's side has no room
+        assert model.detokenize(ids, special=True).decode(errors="replace") == text
 
 
 def test_special_tokens_and_ends(tokenizer: Tokenizer, vocabularies: dict[str, Any]) -> None:

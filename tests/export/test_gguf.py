@@ -186,6 +186,12 @@ def test_rows_must_be_whole_blocks(tiny: Tokenizer, tmp_path: Path) -> None:
     gguf.write(tmp_path / "out", "a", model, tiny, "bf16")
 
 
+def test_a_model_that_turns_nothing_is_refused(tiny: Tokenizer, tmp_path: Path) -> None:
+    model = StableLM2(TINY.replace(partial_rotary_factor=0.0))
+    with pytest.raises(ConfigError, match=r"partial_rotary_factor = 0: llama\.cpp"):
+        gguf.write(tmp_path / "out", "a", model, tiny, "f32")
+
+
 def test_a_weight_beyond_f16_is_refused(source: str, tmp_path: Path) -> None:
     model = StableLM2.from_pretrained(source)
     with torch.no_grad():
