@@ -4,5 +4,6 @@ Read `sampling` first (how one id is drawn from a row of logits), then `generate
 loop: each prompt is read once, then one token at a time goes through the model, on a
 key-value cache), `lookup` (several tokens at a time, where the text repeats itself),
 `text` (ids become characters, and end) and `chat` (a conversation). Options and lengths
-are checked before anything is drawn.
+are checked before anything is drawn. `quantise` makes a model of fewer bits, which
+writes the same way.
 """
