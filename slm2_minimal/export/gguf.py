@@ -21,6 +21,7 @@ from torch import Tensor
 from slm2_minimal.config import CheckpointError, ConfigError, DataError, MissingExtraError
 from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
 from slm2_minimal.export.gguf_tokenizer import add_tokenizer
+from slm2_minimal.export.tokenizer_files import read_chat_template
 from slm2_minimal.files import whole_file
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
@@ -45,8 +46,8 @@ def export(
     line that says what was written.
 
     `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. `tokenizer_name`
-    says which tokenizer goes along where the source does not. The file appears whole or
-    not at all.
+    says which tokenizer goes along where the source does not. A folder's chat template
+    goes along, too; `chat_template` replaces it. The file appears whole or not at all.
 
     Raises:
         CheckpointError: there is no such model, it holds what the format has no place
@@ -64,6 +65,8 @@ def export(
 
     model, trained_with = load_model(source)
     tokenizer = _tokenizer(source, model, tokenizer_name or trained_with)
+    if trained_with and chat_template is None:
+        chat_template = read_chat_template(Path(trained_with))
     try:
         with whole_file(path) as file:
             # the library opens the file under this name itself
@@ -164,18 +167,19 @@ def _tensors(model: StableLM2) -> dict[str, Tensor]:
     """
     gguf = _library()
     state = {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
-    foreign = [key for key in state if not hub.TENSORS.fullmatch(key)]
+    for key in list(state):
+        if re.match(hub.NORM, key):
+            state.setdefault(key.replace("weight", "bias"), torch.zeros_like(state[key]))
+
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.STABLELM, model.config.num_hidden_layers)
+    names = {key: table.get_name(key, (".weight", ".bias")) for key in state}
+    foreign = [key for key, name in names.items() if name is None]
     if foreign:
         raise CheckpointError(
             f"{foreign[0]}: GGUF's stablelm has no such tensor; export the model as it was before"
             " it was quantised or changed"
         )
-    for key in list(state):
-        if re.match(hub.NORM, key):
-            state.setdefault(key.replace("weight", "bias"), torch.zeros_like(state[key]))
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.STABLELM, model.config.num_hidden_layers)
-    return {names.get_name(key, (".weight", ".bias")): tensor for key, tensor in state.items()}
+    return {names[key]: tensor for key, tensor in state.items()}
 
 
 def _check_rows(tensors: dict[str, Tensor], block: int, file_type: str) -> None:

@@ -1,15 +1,15 @@
 """A tokenizer as llama.cpp has it, inside a GGUF file.
 
 llama.cpp then gives our ids for text in NFC, which it does not make itself: what calls
-it must. Three rarities are cut or read otherwise there: a long s (U+017F) after an
-apostrophe, which our pattern takes for a contraction; characters that are letters in
-one program's Unicode tables and not yet in the other's; and with SentencePiece U+2581,
-which llama.cpp takes for a space.
+it must. Two rarities it cuts or reads otherwise: a long s (U+017F) after an apostrophe,
+which our pattern takes for a contraction; and with SentencePiece U+2581, which it takes
+for a space.
 """
 
 from typing import Any
 
 from slm2_minimal.config import DataError
+from slm2_minimal.export.tokenizer_files import proto, why_not_exact
 from slm2_minimal.text.arcade import UNUSED_ID, Arcade100k
 from slm2_minimal.text.interface import Tokenizer
 from slm2_minimal.text.merges import merges, to_chars
@@ -62,32 +62,18 @@ def _add_sentence_piece(
     """SentencePiece's BPE, by its scores; the text and the type of each id. The types
     have the same numbers in both programs.
     """
-    from sentencepiece import sentencepiece_model_pb2 as fields  # takes a while
-
-    model = fields.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]
-    _check_exact(tokenizer.name, model)
+    reason = why_not_exact(tokenizer)
+    if reason is not None:
+        raise DataError(
+            f"tokenizer = {tokenizer.name!r}: {reason}, and llama.cpp may give other ids; train one"
+            " with train_sentencepiece, or use --format hf"
+        )
+    pieces = proto(tokenizer).pieces
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_add_space_prefix(model.normalizer_spec.add_dummy_prefix)
+    writer.add_add_space_prefix(False)
     writer.add_unk_token_id(tokenizer.processor.unk_id())
 
-    scores = [piece.score for piece in model.pieces]
+    scores = [piece.score for piece in pieces]
     writer.add_token_scores(scores + [min(scores)] * (rows - len(scores)))
-    return {i: (piece.piece, piece.type) for i, piece in enumerate(model.pieces)}
-
-
-def _check_exact(name: str, model: Any) -> None:
-    """That llama.cpp tokenises as this SentencePiece model. Raises DataError."""
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    reasons = {
-        "is no BPE model": trainer.model_type != trainer.ModelType.Value("BPE"),
-        "changes characters": normalizer.precompiled_charsmap != b"",
-        "removes spaces": normalizer.remove_extra_whitespaces,
-        "has no bytes to fall back on": not trainer.byte_fallback,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise DataError(
-                f"tokenizer = {name!r}: {reason}, which llama.cpp would not follow; use one that"
-                " train_sentencepiece has made, or another format"
-            )
+    return {i: (piece.piece, piece.type) for i, piece in enumerate(pieces)}

@@ -101,7 +101,7 @@ def sentence_piece_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     A space stands for itself in it, and not as U+2581, which so remains an ordinary
     character: one without a piece of its own, of which the bytes are taken.
     """
-    pieces = [(each.piece.replace(SPACE_SYMBOL, " "), each) for each in _proto(tokenizer).pieces]
+    pieces = [(each.piece.replace(SPACE_SYMBOL, " "), each) for each in proto(tokenizer).pieces]
     vocab = {text: i for i, (text, _) in enumerate(pieces)}
 
     # the highest score is merged first
@@ -120,7 +120,7 @@ def sentence_piece_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 def why_not_exact(tokenizer: SentencePieceTokenizer) -> str | None:
     """What a tokenizer.json could not say exactly of a SentencePiece model, or None."""
-    model = _proto(tokenizer)
+    model = proto(tokenizer)
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     normal = [piece for piece in model.pieces if piece.type == piece.Type.NORMAL]
     own = [piece.piece for piece in model.pieces if piece.type == piece.Type.USER_DEFINED]
@@ -143,7 +143,7 @@ def why_not_exact(tokenizer: SentencePieceTokenizer) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _proto(tokenizer: SentencePieceTokenizer) -> Any:
+def proto(tokenizer: SentencePieceTokenizer) -> Any:
     """A SentencePiece model by its fields."""
     from sentencepiece import sentencepiece_model_pb2 as fields  # takes a while
 

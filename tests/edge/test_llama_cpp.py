@@ -109,20 +109,31 @@ def test_logits_at_full_width(arcade: Arcade100k, tmp_path: Path) -> None:
     hold(tmp_path / "a.gguf", model)
 
 
-# What llama.cpp rounds a layer's inputs to, by the type of its matrix.
-ROUNDED = {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q8_0", "q4_1": "Q8_0"}
+# What llama.cpp rounds a layer's inputs to, by its type, and how close that comes. A
+# value that falls to the other side is a whole step off, which later layers enlarge;
+# q4_1 has sums in f16 besides.
+ROUNDED = {
+    "f16": ("F16", 0.002),
+    "bf16": ("BF16", 0.004),
+    "q8_0": ("Q8_0", 0.015),
+    "q4_0": ("Q8_0", 0.03),
+    "q4_1": ("Q8_0", 0.05),
+}
 
 
 @pytest.mark.parametrize("file_type", ROUNDED)
 def test_quantised_logits(file_type: str, tiny: SentencePieceTokenizer, tmp_path: Path) -> None:
-    """Those of the file's own weights, with the inputs of each layer rounded, too."""
+    """Those of the file's own weights, with the inputs of each layer rounded, too; much
+    closer than the type is to the weights that were quantised.
+    """
     model, ids = randomised(TOY), some_ids(TOY.vocab_size)
     path = tmp_path / "a.gguf"
     gguf.write(path, "a", model, tiny, file_type)
     found, rounded = theirs(path, ids), dequantised(path, model)
     of_type = (ours(rounded, ids) - ours(model, ids)).norm() / ours(model, ids).norm()
 
-    kind = library.GGMLQuantizationType[ROUNDED[file_type]]
+    name, close = ROUNDED[file_type]
+    kind = library.GGMLQuantizationType[name]
 
     def round_inputs(layer: torch.nn.Module, inputs: tuple[Tensor]) -> Tensor:
         values = library.dequantize(library.quantize(inputs[0].numpy(), kind), kind)
@@ -135,8 +146,8 @@ def test_quantised_logits(file_type: str, tiny: SentencePieceTokenizer, tmp_path
     error = (found - expected).norm() / expected.norm()
     agreement = (found.argmax(-1) == expected.argmax(-1)).float().mean()
     print(f"{file_type}: {error:.5f} from ours, the type {of_type:.5f}, same top {agreement:.3f}")
-    assert error < min(0.01, of_type)
-    assert agreement >= 0.95
+    assert error < min(close, of_type)
+    assert agreement >= 0.9
 
 
 def test_rotary_dimensions_left_out_are_noticed(
@@ -225,3 +236,11 @@ def test_special_tokens_and_ends(tokenizer: Tokenizer, vocabularies: dict[str, A
         assert their_ids(model, name) == tokenizer.encode(name)
     assert model.token_eos() == model.token_bos() == tokenizer.eos_token_id
     assert model.tokenize(b"a") == tokenizer.encode("a")  # nothing is put before a text
+
+
+def test_what_the_documentation_says_differs(
+    arcade: Arcade100k, tiny: SentencePieceTokenizer, vocabularies: dict[str, Any]
+) -> None:
+    """Where one of these becomes equal, gguf_tokenizer.py says too much."""
+    for tokenizer, text in ((arcade, "e\u0301"), (arcade, "'\u017ftop"), (tiny, "a\u2581b")):
+        assert their_ids(vocabularies[tokenizer.name], text) != tokenizer.encode(text), text

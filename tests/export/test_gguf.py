@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from slm2_minimal.config import CheckpointError, ConfigError, DataError, ModelConfig, UserError
-from slm2_minimal.export import gguf
+from slm2_minimal.config import (
+    PRESET_DIR,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ModelConfig,
+    UserError,
+)
+from slm2_minimal.export import gguf, hugging_face
 from slm2_minimal.export.formats import TYPES
 from slm2_minimal.export.formats import export as export_as
+from slm2_minimal.inference.quantise import quantise
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.merges import to_chars
 from slm2_minimal.text.tokenizer import Arcade100k, SentencePieceTokenizer, Tokenizer
@@ -202,12 +210,24 @@ def test_a_weight_beyond_f16_is_refused(source: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["source"]  # it had begun
 
 
-def test_a_foreign_tensor_is_refused(tiny: Tokenizer, tmp_path: Path) -> None:
-    model = StableLM2(TINY)
-    model.lm_head.register_buffer("scales", torch.ones(3))
-    with pytest.raises(CheckpointError, match=r"lm_head\.scales: GGUF's stablelm has no such"):
+def test_a_quantised_model_is_refused(tiny: Tokenizer, tmp_path: Path) -> None:
+    model = quantise(StableLM2(TINY), bits=8, group=32)
+    with pytest.raises(CheckpointError, match=r"_proj.*: GGUF's stablelm has no such tensor"):
         gguf.write(tmp_path / "out", "a", model, tiny, "f32")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_and_the_template_of_a_folder_go_along(source: str, tmp_path: Path) -> None:
+    folder, template = tmp_path / "folder", "{{ messages[0] }}"
+    gguf.export(source, tmp_path / "plain", "f32", "tiny")
+    assert "tokenizer.chat_template" not in fields(tmp_path / "plain")
+    (Path(source) / "tokenizer.model").write_bytes((PRESET_DIR / "tiny.model").read_bytes())
+    hugging_face.export(source, folder, "float32", template)
+    gguf.export(str(folder), tmp_path / "out")
+    found = fields(tmp_path / "out")
+    assert found["tokenizer.chat_template"] == template
+    plain = fields(tmp_path / "plain")
+    assert found["tokenizer.ggml.tokens"] == plain["tokenizer.ggml.tokens"]
 
 
 def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
@@ -218,7 +238,7 @@ def test_a_tokenizer_that_llama_cpp_cannot_follow_is_refused(
     model = sentencepiece_model_pb2.ModelProto.FromString(tiny.model)
     model.normalizer_spec.remove_extra_whitespaces = True
     other = SentencePieceTokenizer(model.SerializeToString(), "other")
-    with pytest.raises(DataError, match=r"'other': removes spaces, which llama\.cpp would not"):
+    with pytest.raises(DataError, match="'other': it adds or removes spaces, and llama"):
         gguf.write(tmp_path / "out", "a", StableLM2(TINY), other, "f32")
 
 
