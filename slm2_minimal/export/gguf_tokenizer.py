@@ -1,9 +1,7 @@
 """A tokenizer as llama.cpp has it, inside a GGUF file.
 
 llama.cpp then gives our ids for text in NFC, which it does not make itself: what calls
-it must. Two rarities it cuts or reads otherwise: a long s (U+017F) after an apostrophe,
-which our pattern takes for a contraction; and with SentencePiece U+2581, which it takes
-for a space.
+it must. With SentencePiece it takes U+2581 for a space.
 """
 
 from typing import Any

@@ -242,5 +242,5 @@ def test_what_the_documentation_says_differs(
     arcade: Arcade100k, tiny: SentencePieceTokenizer, vocabularies: dict[str, Any]
 ) -> None:
     """Where one of these becomes equal, gguf_tokenizer.py says too much."""
-    for tokenizer, text in ((arcade, "e\u0301"), (arcade, "'\u017ftop"), (tiny, "a\u2581b")):
+    for tokenizer, text in ((arcade, "e\u0301"), (tiny, "e\u0301"), (tiny, "a\u2581b")):
         assert their_ids(vocabularies[tokenizer.name], text) != tokenizer.encode(text), text
