@@ -298,10 +298,13 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
             )
 
     from slm2_minimal.distributed.world import World
+    from slm2_minimal.train.rules import warn_of_an_early_end
     from slm2_minimal.train.trainer import Trainer
 
     with World.joined(config.train.device) as world:
-        Trainer.from_config(config, world).run()
+        trainer = Trainer.from_config(config, world)
+        warn_of_an_early_end(config)
+        trainer.run()
 
 
 def _plan(options: argparse.Namespace, rest: list[str]) -> None:

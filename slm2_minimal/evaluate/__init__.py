@@ -4,5 +4,5 @@ In: a model (`model/`) and held-out text (`data/`). Out: losses in nats per toke
 language, beside the loss of a model that knows no context.
 
 Read `validation.py`. Chapter 7 uses it during training, chapter 6 to compare mixtures.
-`quantised.py` sets a model of fewer bits beside its original (chapter 9).
+`quantised.py` sets a model of fewer bits beside its original (chapter 10).
 """

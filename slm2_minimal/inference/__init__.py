@@ -1,4 +1,4 @@
-"""Writing: a model and a prompt in, new token ids or text out (chapters 3 and 9).
+"""Writing: a model and a prompt in, new token ids or text out (chapters 9 and 10).
 
 Read `sampling` first (how one id is drawn from a row of logits), then `generate` (the
 loop: each prompt is read once, then one token at a time goes through the model, on a

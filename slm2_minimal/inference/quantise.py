@@ -1,5 +1,5 @@
 """Fewer bits: from a model to one whose matrices are integers of 8 or 4 bits (chapter
-9).
+10).
 
 Round to nearest looks at the weights alone. GPTQ also looks at what comes into a layer:
 it rounds one column after the other, and moves the columns that are still to come so

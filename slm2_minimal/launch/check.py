@@ -40,6 +40,7 @@ def check(
     nodes, per_node = nodes_of(gpus, gpus_per_node)
     device = None if launched or gpu else pick_device(config.train.device)
     strategy = rules.check_run(config, gpus, per_node, launched=launched, device=device)
+    rules.warn_of_an_early_end(config)
     memory_line = _memory(config, gpus, gpu, strategy)
     if config.data.sources and config.data.prepared is None and nodes > 1:
         raise ConfigError(

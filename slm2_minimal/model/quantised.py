@@ -1,4 +1,4 @@
-"""Linear layers whose weights are integers of 8 or 4 bits (chapter 9).
+"""Linear layers whose weights are integers of 8 or 4 bits (chapter 10).
 
 A weight is `scale * code + offset`: a code of a few bits, and a scale for every group
 of `group` neighbours in a row of the matrix; asymmetric groups have an offset, too.

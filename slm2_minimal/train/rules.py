@@ -41,7 +41,6 @@ def check_run(
     _check_output_dir(config)
     if device is not None:
         _check_memory(config, strategy, processes, per_node, device)
-    _warn_of_an_early_end(config)
     return strategy
 
 
@@ -136,7 +135,7 @@ def _check_memory(
     )
 
 
-def _warn_of_an_early_end(config: RunConfig) -> None:
+def warn_of_an_early_end(config: RunConfig) -> None:
     """Say where the run ends before its schedule does, at a rate that is no end's."""
     steps, end = config.train.steps, config.schedule.end
     if end is not None and steps < end:

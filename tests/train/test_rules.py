@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from slm2_minimal import cli
+from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig
-from slm2_minimal.launch.check import check
 from slm2_minimal.train.rules import check_run
 from slm2_minimal.train.trainer import Trainer
 from tests.complaints import complaint, config_error
@@ -155,22 +155,22 @@ def test_what_a_gpu_must_hold(
 
 
 def test_an_early_end_is_said_once_by_the_check_and_by_the_run(
-    small_run: Make, caplog: pytest.LogCaptureFixture
+    small_run: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    config = small_run(**{"train.steps": 18})
-    check(config, 1, launched=False)
-    Trainer.from_config(config)
-    warnings = [record.getMessage() for record in caplog.records]
-    assert len(warnings) == 2
-    assert set(warnings) == {
-        "train.steps = 18: the run ends before its schedule, at a rate of 0.000509; the schedule"
-        " ends at step 20: give its lengths as shares of train.steps to follow it"
-    }
-    caplog.clear()
-    Trainer.from_config(small_run())
-    Trainer.from_config(small_run(**{"train.steps": 18, "schedule.cooldown_start": None,
-                                     "schedule.cooldown_steps": None}))  # fmt: skip
-    assert caplog.records == [], "without a cooldown, the hybrid never ends"
+    monkeypatch.setattr(Trainer, "run", lambda self: None)
+    words = ["train", "tiny", f"--train.output_dir={tmp_path / 'run'}", "--train.steps=90"]
+    ending = ["--schedule.cooldown_start=80", "--schedule.cooldown_steps=20"]
+    for mode in ([], ["--check"]):
+        assert main([*words, *ending, *mode]) == 0
+        said = capfd.readouterr().err
+        assert said.count("train.steps = 90: the run ends before its schedule, at a rate of") == 1
+        assert said.count("the schedule ends at step 100: give its lengths as shares") == 1
+
+        assert main([*words, *mode]) == 0
+        assert "ends before" not in capfd.readouterr().err, "its lengths are shares"
 
 
 def test_a_trainer_asks_the_rules(small_run: Make) -> None:
