@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "write a model with weights of 8 or 4 bits, and say what they cost"
 REPORT = "quantisation.json"
+# A file is mapped until all of its codes lie as a kernel wants them.
+SHARD_BYTES = 200_000_000
 
 
 def add_options(add: Callable[..., Any]) -> None:
@@ -133,7 +135,7 @@ def _quantise_into(
     model.bfloat16().float()  # computed as it will be when it is read again
     report = evaluate.compare(original, model, texts, tokenizer)
 
-    model.bfloat16().save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder, SHARD_BYTES)
     write_tokenizer(folder, tokenizer, context, read_chat_template(Path(name)))
     write_json(folder / REPORT, report.to_json())
     return report
