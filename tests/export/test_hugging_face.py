@@ -13,8 +13,8 @@ from slm2_minimal.distributed.pretrained import load_model
 from slm2_minimal.export import hugging_face, tokenizer_files
 from slm2_minimal.export.hugging_face import export, generation_config
 from slm2_minimal.files import read_json
-from slm2_minimal.inference.generate import stream_text
 from slm2_minimal.inference.sampling import Sampling
+from slm2_minimal.inference.text import stream_text
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.arcade import Arcade100k
