@@ -5,9 +5,13 @@ ranks reads them back. A checkpoint is a folder `step-00000300` with a safetenso
 a rank (torch.distributed.checkpoint's shards of weights and optimizer; nothing is
 pickled) and state.json, which holds everything else and the files' digests. It is
 written under another name, on a file system that all see, and renamed when it is whole.
+
+torch.distributed.checkpoint is imported where it is called: that takes longer than a
+small model needs for a sentence, and `read_whole` does without.
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -21,16 +25,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pydantic
+import safetensors
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.state_dict_loader import load as read_shards
-from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from slm2_minimal.config import CheckpointError, ConfigError, ModelConfig, RunConfig
 from slm2_minimal.config.run import first_difference
@@ -87,6 +85,9 @@ class Checkpointer:
 
         `best` is what BEST will hold once the checkpoint is published.
         """
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
+
         self.wait()
         part = self.run_dir / f".{folder_name(step)}.part"
         if self.world.is_first:
@@ -317,13 +318,49 @@ def _prepare_state(optimizer: torch.optim.Optimizer) -> None:
 
 def read_tensors(folder: Path, tensors: dict[str, Tensor], world: World | None) -> None:
     """Fill `tensors` in place, each rank its own parts."""
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load as read_shards
+
     group = None if world is None else world.group
     reader = HuggingFaceStorageReader(str(folder))
     try:
         read_shards(tensors, storage_reader=reader, **_ranks(group))
     except (CheckpointException, OSError, ValueError, RuntimeError) as error:
-        message = f"checkpoint = {str(folder)!r}: cannot be read ({_reason(error)})"
-        raise CheckpointError(f"{message}; remove this folder") from None
+        raise _unreadable(folder, _reason(error)) from None
+
+
+def read_whole(folder: Path, model: StableLM2) -> None:
+    """Give a model on the meta device its whole weights from the parts of all ranks."""
+    weights = {name: torch.empty(weight.shape) for name, weight in weights_of(model, "").items()}
+    missing = {name: weight.numel() for name, weight in weights.items()}
+    try:
+        for path in folder.glob("*.safetensors"):
+            with safetensors.safe_open(path, "pt") as file:
+                places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+                for name in weights:
+                    if MODEL + name not in places:
+                        continue
+                    part = file.get_tensor(MODEL + name)
+                    place = weights[name]
+                    for dim, start in enumerate(places[MODEL + name]["saved_offsets"]):
+                        place = place.narrow(dim, start, part.shape[dim])
+                    place.copy_(part)
+                    missing[name] -= part.numel()
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _unreadable(folder, str(error)) from None
+    for name, elements in missing.items():
+        if elements:
+            raise _unreadable(folder, f"{name} is not whole")
+
+    model.load_state_dict(weights, strict=False, assign=True)  # a tied table has one name here
+    if model.config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def _unreadable(folder: Path, reason: str) -> CheckpointError:
+    message = f"checkpoint = {str(folder)!r}: cannot be read ({reason})"
+    return CheckpointError(f"{message}; remove this folder")
 
 
 def _ranks(group: dist.ProcessGroup | None) -> dict[str, Any]:
@@ -333,6 +370,8 @@ def _ranks(group: dist.ProcessGroup | None) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """The innermost cause in one line; torch wraps what every rank says."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     if isinstance(error, CheckpointException):
         return _reason(next(iter(error.failures.values()))[0])
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,6 +15,7 @@ from slm2_minimal.distributed.checkpoint import (
     folder_name,
     read_state,
     read_tensors,
+    read_whole,
     saved_config,
     steps,
     weights_of,
@@ -48,8 +49,9 @@ def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
         return model, _tokenizer_in(folder)
     config = saved_config(folder, state)
     _check_memory(path_or_id, config.model, world.device)
-    model = StableLM2(config.model)
-    read_tensors(folder, weights_of(model, MODEL), world)
+    with torch.device("meta"):
+        model = StableLM2(config.model)
+    read_whole(folder, model)
     return model, config.data.tokenizer
 
 

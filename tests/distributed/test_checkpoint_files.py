@@ -2,14 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from slm2_minimal.config import CheckpointError, RunConfig
 from slm2_minimal.distributed import checkpoint, pretrained
+from slm2_minimal.files import read_json
+from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.train.trainer import Trainer
 from tests.complaints import complaint
 from tests.train.runs import SHARD, losses
@@ -121,6 +128,48 @@ def test_a_damaged_note_of_the_best(content: str, small_run: Make) -> None:
     (folder / "best.json").write_text(content)
     assert pretrained.load_model(str(folder))[1] == "tiny"
     run(small_run, 4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_as_its_run_left_it(tied: bool, small_run: Make) -> None:
+    config = small_run(**QUIET | {"train.steps": 2, "model.tie_word_embeddings": tied})
+    trainer = Trainer.from_config(config)
+    trainer.run()
+    model, name = pretrained.load_model(config.train.output_dir)
+    assert name == "tiny"
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    assert all(weight.requires_grad for weight in model.parameters())
+    torch.testing.assert_close(
+        model.state_dict(), trainer.replica.model.state_dict(), rtol=0, atol=0
+    )
+
+
+def test_a_model_is_read_without_what_takes_long_to_import(small_run: Make) -> None:
+    folder = run(small_run, 2)
+    code = (
+        "import sys; from slm2_minimal.distributed.pretrained import load_model;"
+        f" load_model({str(folder)!r});"
+        " print(sys.modules.keys() & {'sympy', 'torch.distributed.checkpoint'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_a_weight_that_is_not_there(small_run: Make) -> None:
+    """As a checkpoint of a changed architecture would lack one."""
+    folder = run(small_run, 2) / "step-00000002"
+    with safe_open(folder / SHARD, "pt") as file:
+        places = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+        del places["model/lm_head.weight"]
+        tensors = {name: file.get_tensor(name) for name in places}
+    save_file(tensors, folder / SHARD, {"DCP_SHARDING_INFO": json.dumps(places)})
+    state = read_json(folder / checkpoint.STATE)
+    with torch.device("meta"):
+        model = StableLM2(checkpoint.saved_config(folder, state).model)
+    message = complaint(lambda: checkpoint.read_whole(folder, model), CheckpointError)
+    assert message.endswith("cannot be read (lm_head.weight is not whole); remove this folder")
 
 
 def test_more_text_may_be_allowed_to_a_run(small_run: Make) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 from transformers import StableLmForCausalLM
 
@@ -259,13 +260,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     it change.
     """
     trainer = Trainer.from_config(small_run(**MODEL))
-    write = checkpoint.HuggingFaceStorageWriter.write_data
+    write = HuggingFaceStorageWriter.write_data
 
     def slow(self: Any, *arguments: Any) -> Any:
         time.sleep(1.0)
         return write(self, *arguments)
 
-    monkeypatch.setattr(checkpoint.HuggingFaceStorageWriter, "write_data", slow)
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", slow)
     trainer.step()
     before = state(trainer)
     began = time.monotonic()
