@@ -88,7 +88,7 @@ def test_every_block_in_order(sandbox: Path, capfd: pytest.CaptureFixture[str]) 
                 code, said = run(command), capfd.readouterr()
                 assert code == 0, f"{command}: {said.err}"
     assert {path.name for path in Path().iterdir() if path.is_dir()} == {
-        "crawl", "exported", "my_texts", "prepared", "runs",
+        "crawl", "exported", "my_texts", "prepared", "runs", "small",
     }  # fmt: skip
 
 
