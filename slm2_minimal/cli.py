@@ -22,6 +22,7 @@ from slm2_minimal.config.overrides import integer, split_overrides
 from slm2_minimal.config.paths import expand
 from slm2_minimal.terminal import complain, log_to_terminal, show_any_text
 
+WRITE_TEXT = ("generate", "chat")
 TAKE_A_CONFIG = ("prepare", "train", "plan", "launch")
 MOST_GPUS, MOST_TASKS = 1_000_000, 100_000
 # What a path may be that cannot be used: the user can name another.
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rest += overrides
         if rest and options.command not in TAKE_A_CONFIG:
             raise UserError(f"argument = {rest[0]!r}: unknown; see slm2 {options.command} --help")
+        log_to_terminal(beside_text=options.command in WRITE_TEXT)
         options.call(options, rest)
     except UserError as error:
         return complain(str(error), 2)

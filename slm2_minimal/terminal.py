@@ -9,25 +9,34 @@ from slm2_minimal.config.errors import one_line
 
 
 class _Terminal(logging.Handler):
-    """Lines to standard output, warnings to standard error.
+    """Lines to standard output, or beside a command's text to standard error, where
+    warnings go.
 
     Unlike logging's own handlers it lets through what `print` raises: a closed pipe
     ends the command.
     """
 
+    beside_text = False
+
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             print(f"slm2: warning: {one_line(self.format(record))}", file=sys.stderr, flush=True)
         else:
-            print(self.format(record), flush=True)
+            print(self.format(record), file=sys.stderr if self.beside_text else None, flush=True)
 
 
-def log_to_terminal() -> None:
-    """Show what the package logs, from INFO on; once, however often it is called."""
+_terminal = _Terminal()
+
+
+def log_to_terminal(*, beside_text: bool = False) -> None:
+    """Show what the package logs, from INFO on; once, however often it is called.
+
+    `beside_text`: standard output is for the text that a model writes, and no lines.
+    """
+    _terminal.beside_text = beside_text
     logger = logging.getLogger("slm2_minimal")
     logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
-        logger.addHandler(_Terminal())
+    logger.addHandler(_terminal)
 
 
 def show_any_text() -> None:
