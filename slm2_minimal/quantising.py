@@ -113,12 +113,7 @@ def _quantise_into(
         raise DataError(f"model = {source!r}: is quantised already; name the original")
     name = tokenizer_name or own or "arcade100k"
     tokenizer = load_tokenizer(name)
-    if tokenizer.vocab_size > original.config.vocab_size:
-        raise DataError(
-            f"tokenizer = {name!r}: has {tokenizer.vocab_size} ids, the model"
-            f" {original.config.vocab_size}; name the one it was trained with"
-        )
-    check_tokenizer(source, tokenizer)
+    check_tokenizer(source, original, tokenizer)
 
     # fewer bits, and what they cost
     context = original.config.max_position_embeddings

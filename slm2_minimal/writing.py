@@ -21,6 +21,7 @@ MODEL = (
     " Hub id"
 )
 ROWS = 16  # texts that are written at once; each is what it would be alone
+TOKENS = 128  # that are written of a text, where the context has room
 ANSWER = 512  # tokens of an answer, where the context has room
 
 
@@ -36,7 +37,8 @@ def add_generate_options(add: Callable[..., Any]) -> None:
     add("--prompt", action="append", metavar="TEXT", help=prompt)
     add("--file", metavar="FILE", help=file)
     add("--samples", type=integer, default=1, metavar="N", help="texts of each prompt (default 1)")
-    add("--max-new-tokens", type=integer, default=128, metavar="N", help="at most (default 128)")
+    tokens = f"at most (default {TOKENS}, or what the context has room for)"
+    add("--max-new-tokens", type=integer, metavar="N", help=tokens)
     _add_sampling(add)
     add("--stop", action="append", default=[], metavar="TEXT", help=stop)
     add("--lookup", action="store_true", help=lookup)
@@ -95,7 +97,7 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
     sampling = _sampling(options)
     prompts = _prompts(options)
     check_stop_strings(options.stop)
-    samples, tokens = options.samples, options.max_new_tokens
+    samples = options.samples
     if samples < 1:
         raise UserError(f"samples = {samples}: must be at least 1; give a number of texts")
     alone = len(prompts) == samples == 1
@@ -104,6 +106,14 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
         if not alone:
             raise UserError("--lookup: writes one text; give one prompt, and no --samples")
     model, tokenizer = _load(options)
+
+    # all prompts are checked before the first is written
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    room = model.config.max_position_embeddings
+    tokens = options.max_new_tokens
+    if tokens is None:
+        tokens = min(TOKENS, max(1, room - max(map(len, ids))))
+    check_room(ids, tokens, room)
 
     if alone:
         pieces = stream_text(
@@ -116,9 +126,6 @@ def generate(options: argparse.Namespace, rest: list[str]) -> None:
         print()
         return
 
-    # all are checked before the first is written
-    room = model.config.max_position_embeddings
-    check_room([prompt_ids(tokenizer, prompt) for prompt in prompts], tokens, room)
     together = max(1, ROWS // samples)
     for begin in range(0, len(prompts), together):
         some = prompts[begin : begin + together]
@@ -200,12 +207,7 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
             " the one it was trained with by --tokenizer"
         )
     tokenizer = named or load_tokenizer(trained_with or "arcade100k")
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
-            f" {vocab_size}; name the one it was trained with"
-        )
-    check_tokenizer(source, tokenizer)
+    check_tokenizer(source, model, tokenizer)
     return model.to(pick_device(options.device)), tokenizer
 
 

@@ -17,6 +17,7 @@ from slm2_minimal.distributed.world import World
 from slm2_minimal.evaluate.quantised import calibration, held_out, text_costs
 from slm2_minimal.files import read_json
 from slm2_minimal.inference.quantise import quantise
+from slm2_minimal.model import quantised
 from slm2_minimal.model.quantised import quantised_layers
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.corpus import load_corpus
@@ -140,6 +141,33 @@ def test_the_folder(method: str, run_dir: Path, calibrate: Path, tmp_path: Path,
     code, _, error = slm2("quantise", out, tmp_path / "twice")
     assert code == 2
     assert "is quantised already" in error
+
+
+def test_a_text_has_no_lines_of_ours(
+    run_dir: Path, tmp_path: Path, slm2: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which product is used is said beside the text, which may go into a file."""
+    assert slm2("quantise", run_dir, tmp_path / "small")[0] == 0
+    monkeypatch.setattr(quantised, "_measured", {})
+    words = ("--prompt", "The", "--max-new-tokens", 4, "--temperature", 0)
+    code, out, err = slm2("generate", tmp_path / "small", *words)
+    assert code == 0
+    assert out.startswith("The")
+    assert "weights of" not in out
+    assert err.startswith("weights of 8 bits")
+
+
+def test_a_machine_too_small_for_the_files(
+    run_dir: Path, tmp_path: Path, slm2: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slm2("quantise", run_dir, tmp_path / "small", "--bits", 4)[0] == 0
+    size = sum(file.stat().st_size for file in (tmp_path / "small").glob("*.safetensors"))
+    monkeypatch.setattr("slm2_minimal.distributed.device.total_memory", lambda device: size)
+    load_model(str(tmp_path / "small"))
+    monkeypatch.setattr("slm2_minimal.distributed.device.total_memory", lambda device: size - 1)
+    code, out, err = slm2("generate", tmp_path / "small", "--prompt", "The")
+    assert (code, out) == (2, "")
+    assert "use a machine with more memory" in err
 
 
 def load_tiny(folder: str) -> Any:

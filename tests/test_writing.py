@@ -129,6 +129,18 @@ def test_stop_strings_and_lookup(slm2: Slm2) -> None:
     assert slm2(*greedy, "--stop", stop, "--stop", "never") == f"{whole[:cut]}\n"
 
 
+def test_without_a_length_it_writes_what_there_is_room_for(
+    slm2: Slm2, model: StableLM2, tiny: SentencePieceTokenizer
+) -> None:
+    prompt = "Der Zug "
+    room = CONFIG.max_position_embeddings - len(tiny.encode(prompt))
+    written = "".join(stream_text(model, tiny, prompt, room, Sampling(temperature=0)))
+    assert room < 128
+    assert slm2("generate", "--prompt", prompt, "--temperature", 0) == f"{prompt}{written}\n"
+    full = tiny.decode(tiny.encode("la " * 200)[: CONFIG.max_position_embeddings])
+    assert "ask for at most" in slm2("generate", "--prompt", full, refused=True)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

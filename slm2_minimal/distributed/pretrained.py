@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from slm2_minimal.config import CheckpointError, ModelConfig
+from slm2_minimal.config import CheckpointError, DataError
 from slm2_minimal.distributed.checkpoint import (
     BEST,
     MODEL,
@@ -42,23 +42,26 @@ def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
     folder, state = _find(path_or_id, world)
     if state is None:
         if hub.read_quantisation(folder) is None:
-            _check_memory(path_or_id, hub.read_config(folder), world.device)
+            _check_memory(path_or_id, 4 * hub.read_config(folder).num_parameters(), world)
+        else:
+            files = folder.glob("*.safetensors")
+            _check_memory(path_or_id, sum(file.stat().st_size for file in files), world)
         model = StableLM2.from_pretrained(folder)
         for _, layer in islice(quantised_layers(model), 1):
             layer.choose(torch.ones(1, layer.in_features))  # says so before any text
         return model, _tokenizer_in(folder)
     config = saved_config(folder, state)
-    _check_memory(path_or_id, config.model, world.device)
+    _check_memory(path_or_id, 4 * config.model.num_parameters(), world)
     with torch.device("meta"):
         model = StableLM2(config.model)
     read_whole(folder, model)
     return model, config.data.tokenizer
 
 
-def _check_memory(path_or_id: str, config: ModelConfig, device: torch.device) -> None:
-    """That the device can hold the weights in fp32."""
-    needed = 4 * config.num_parameters()
-    require_memory(needed, device, f"model = {path_or_id!r}", "use a machine with more memory")
+def _check_memory(path_or_id: str, weight_bytes: int, world: World) -> None:
+    """That the weights fit, be they in fp32 or of fewer bits."""
+    field = f"model = {path_or_id!r}"
+    require_memory(weight_bytes, world.device, field, "use a machine with more memory")
 
 
 def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
@@ -87,10 +90,18 @@ def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
     return tokenizer
 
 
-def check_tokenizer(path_or_id: str, tokenizer: Tokenizer) -> None:
-    """Raise CheckpointError where the model that `load_model` took from there was
-    trained with another vocabulary. Hugging Face's format does not say with which.
+def check_tokenizer(path_or_id: str, model: StableLM2, tokenizer: Tokenizer) -> None:
+    """Hold a tokenizer against the model that `load_model` took from there.
+
+    Raises DataError where it has more ids than the model, and CheckpointError where the
+    model was trained with another vocabulary. Hugging Face's format does not say with
+    which.
     """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"tokenizer = {tokenizer.name!r}: has {tokenizer.vocab_size} ids, the model"
+            f" {model.config.vocab_size}; name the one it was trained with"
+        )
     folder = _checkpoint_of(Path(path_or_id))
     trained_with = "" if folder is None else read_json(folder / STATE).get("tokenizer_fingerprint")
     if trained_with and trained_with != tokenizer.fingerprint:

@@ -210,12 +210,7 @@ def _tokenizer(source: str, model: StableLM2, name: str | None) -> Tokenizer:
             " --tokenizer"
         )
     tokenizer = load_tokenizer(name)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise DataError(
-            f"tokenizer = {name!r}: has {tokenizer.vocab_size} ids, the model"
-            f" {model.config.vocab_size}; name the one it was trained with"
-        )
-    check_tokenizer(source, tokenizer)
+    check_tokenizer(source, model, tokenizer)
     return tokenizer
 
 

@@ -11,6 +11,7 @@ from slm2_minimal.config import DataError, ModelConfig
 from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
 from slm2_minimal.export.tokenizer_files import read_chat_template, write_tokenizer
 from slm2_minimal.files import write_json
+from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.interface import Tokenizer
 from slm2_minimal.text.tokenizer import load_tokenizer
 
@@ -39,12 +40,7 @@ def export(
     new = _new_folders(folder)
 
     model, name = load_model(source)
-    tokenizer, missing = _tokenizer(source, name)
-    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
-        raise DataError(
-            f"tokenizer = {name!r}: has {tokenizer.vocab_size} ids, the model"
-            f" {model.config.vocab_size}; use the one it was trained with"
-        )
+    tokenizer, missing = _tokenizer(source, model, name)
     if name and chat_template is None:
         chat_template = read_chat_template(Path(name))
 
@@ -89,18 +85,17 @@ def generation_config(
     }
 
 
-def _tokenizer(source: str, name: str | None) -> tuple[Tokenizer | None, str | None]:
-    """The model's tokenizer, or why none is written.
-
-    Raises CheckpointError where the file is another than the model was trained with.
-    """
+def _tokenizer(
+    source: str, model: StableLM2, name: str | None
+) -> tuple[Tokenizer | None, str | None]:
+    """The model's tokenizer, or why none is written. Raises as `check_tokenizer`."""
     if name is None:
         return None, "no tokenizer was written: the model names none"
     try:
         tokenizer = load_tokenizer(name)
     except DataError as error:
         return None, f"no tokenizer was written: {error}"
-    check_tokenizer(source, tokenizer)
+    check_tokenizer(source, model, tokenizer)
     return tokenizer, None
 
 

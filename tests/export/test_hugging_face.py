@@ -191,7 +191,7 @@ def test_a_chat_template_goes_along(source: str, tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_does_not_fit(source: str, tmp_path: Path, ranks_file: bytes) -> None:
     (Path(source) / "arcade100k.tiktoken").write_bytes(ranks_file)
-    with pytest.raises(DataError, match="has 100289 ids, the model 1024; use the one it was"):
+    with pytest.raises(DataError, match="has 100289 ids, the model 1024; name the one it was"):
         export(source, tmp_path / "out")
     (Path(source) / "arcade100k.tiktoken").write_bytes(b"")
     line = export(source, tmp_path / "out")
