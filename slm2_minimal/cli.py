@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action=_Show, text=_version, help="the package's, torch's and Python's"
     )
+
+    # the commands, in the order of the help
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
         _add_prepare,

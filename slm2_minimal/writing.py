@@ -182,6 +182,8 @@ def _prompts(options: argparse.Namespace) -> list[str]:
             ) from None
         except UnicodeDecodeError:
             raise DataError(f"file = {name!r}: is not UTF-8 text; save it as that") from None
+
+        # an empty line is no prompt
         lines = [line for line in lines if line.strip()]
         if not lines:
             raise DataError(f"file = {name!r}: holds no prompt; write one a line")

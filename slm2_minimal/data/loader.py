@@ -173,6 +173,8 @@ class Loader:
             prefetch_factor=BATCHES_AHEAD if workers else None,
             worker_init_fn=_leave_signals_to_the_trainer,
         )
+
+        # here the workers start
         try:
             batches = iter(loader)
         except OSError as error:  # its locks lie in /dev/shm

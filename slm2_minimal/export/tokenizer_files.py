@@ -124,6 +124,8 @@ def why_not_exact(tokenizer: SentencePieceTokenizer) -> str | None:
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     normal = [piece for piece in model.pieces if piece.type == piece.Type.NORMAL]
     own = [piece.piece for piece in model.pieces if piece.type == piece.Type.USER_DEFINED]
+
+    # what the format has no field for, and whether the model does it
     reasons = {
         "it is no BPE model": trainer.model_type != trainer.ModelType.Value("BPE"),
         "it changes characters": normalizer.precompiled_charsmap != b"",
@@ -169,6 +171,7 @@ def _tokenizer_json(
             {"id": token_id, "content": name, **flags, "special": True}
             for name, token_id in special_tokens.items()
         ],
+        # what is done to a text, in this order
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,

@@ -92,6 +92,8 @@ def check_room(prompts: Sequence[Sequence[int]], max_new_tokens: int, room: int)
             "input_ids = 0 tokens: give a prompt of at least one token, the end-of-text token for"
             " free text"
         )
+
+    # the longest decides, for all are written together
     longest = max(map(len, prompts))
     if longest > room:
         which = f" {[len(ids) for ids in prompts].index(longest) + 1}" if len(prompts) > 1 else ""

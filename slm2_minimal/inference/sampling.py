@@ -42,6 +42,8 @@ class Sampling:
                 f"temperature = {self.temperature}: must be a finite number from {COLDEST:g} on, or"
                 " 0; 0 is greedy"
             )
+
+        # which ids stay
         if self.top_k is not None and self.top_k < 1:
             raise DataError(
                 f"top_k = {self.top_k}: must be at least 1; leave it out to keep all ids"
@@ -53,6 +55,8 @@ class Sampling:
                     f"{name} = {share}: must lie above 0 and at most at 1; leave it out to keep all"
                     " ids"
                 )
+
+        # how they are weighed and drawn
         if not 0 < self.repetition_penalty < float("inf"):
             raise DataError(
                 f"repetition_penalty = {self.repetition_penalty}: must be a finite number above 0;"

@@ -282,6 +282,7 @@ def clean(
         raise ConfigError(f"policy = {policy!r}: must be 'drop' or 'cut'")
     if window < 0:
         raise ConfigError(f"window = {window}: must be 0 or more characters; {WINDOW} is usual")
+
     cleaned: list[list[str]] = []
     contamination = Contamination()
     for text, hits in zip(texts, index.hits(texts), strict=True):
@@ -291,6 +292,8 @@ def clean(
             pieces = _cut(normal, hits, window) if policy == "cut" else []
             if len(pieces) > max_pieces:
                 pieces = []
+
+            # what is too short to be read alone goes
             pieces = [piece for piece in pieces if len(piece) >= min_piece]
             contamination.add(normal, hits, pieces)
         contamination.documents += 1

@@ -157,6 +157,8 @@ def format_of(folder: Path) -> Format | None:
         path = folder / "tokenizer_config.json"
     if not path.is_file():
         return None
+
+    # the template, if it has one
     try:
         if path.suffix == ".jinja":
             template: object = path.read_text(encoding="utf-8")
@@ -169,6 +171,8 @@ def format_of(folder: Path) -> Format | None:
         ) from None
     if template is None:
         return None
+
+    # ours, whatever its white space
     for format, ours in TEMPLATES.items():
         if _spelling(template) == _spelling(ours):
             return format
@@ -224,12 +228,16 @@ def _encode(
             text += part
             marks += bytes([mark]) * len(part.encode())
             continue
+
+        # the text so far, each id by the mark of its first byte
         place = 0
         for token_id in tokenizer.encode(text):
             ids.append(token_id)
             learned.append(bool(marks[place]))
             place += len(tokenizer.token_bytes(token_id))
         text, marks = "", bytearray()
+
+        # then the special id that ended it
         if part is not None:
             ids.append(part)
             learned.append(mark)

@@ -27,6 +27,8 @@ def alone(run_dir: Path, world: World) -> Iterator[None]:
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = locked(run_dir / LOCK) if world.is_first else nullcontext()
+
+    # the first rank asks, and all hear
     try:
         lock.__enter__()
         is_ours = True
@@ -37,6 +39,8 @@ def alone(run_dir: Path, world: World) -> Iterator[None]:
             f"train.output_dir = {str(run_dir)!r}: another run is at work there; "
             "let it end, or name another folder"
         )
+
+    # it is let go however the run ends
     try:
         yield
     finally:

@@ -199,6 +199,8 @@ def introduction(config: RunConfig, replica: Replica, state: RunState, world: Wo
     if world.size > 1:
         where = f"{world.size} x {world.device.type} ({replica.strategy})"
         ranks = f"{replica.data_size} x "
+
+    # how a batch is cut, and what is left to do
     per_rank = train.global_batch_tokens // replica.data_size
     accumulation = per_rank // (train.micro_batch_size * seq_len)
     text = (
