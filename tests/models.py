@@ -1,4 +1,4 @@
-"""Models for tests: one as small as can be, and one with nothing at its first value."""
+"""Models for tests: as small as can be, and one with nothing at its first value."""
 
 import torch
 
@@ -15,6 +15,10 @@ SMALL = ModelConfig(
     max_position_embeddings=16,
     bos_token_id=0,
     eos_token_id=0,
+)
+# The same for the tiny tokenizer.
+TINY = SMALL.replace(
+    vocab_size=1024, hidden_size=32, intermediate_size=64, max_position_embeddings=48
 )
 
 

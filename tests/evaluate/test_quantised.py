@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from slm2_minimal.config import DataError, ModelConfig
+from slm2_minimal.config import DataError
 from slm2_minimal.evaluate import quantised
 from slm2_minimal.evaluate.quantised import calibration, compare, held_out, text_costs
 from slm2_minimal.inference.quantise import quantise
@@ -13,18 +13,9 @@ from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
+from tests.models import TINY
 
-SIZES = ModelConfig(
-    vocab_size=1024,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=48,
-    bos_token_id=0,
-    eos_token_id=0,
-)
+SIZES = TINY.replace(hidden_size=64, intermediate_size=128)
 TEXTS = ["The baker opened the door.", "Bread was cold, and the street was dark and long."]
 
 

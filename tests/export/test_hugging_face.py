@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slm2_minimal.config import PRESET_DIR, CheckpointError, DataError, ModelConfig
+from slm2_minimal.config import PRESET_DIR, CheckpointError, DataError
 from slm2_minimal.distributed.pretrained import load_model
 from slm2_minimal.export import hugging_face, tokenizer_files
 from slm2_minimal.export.hugging_face import export, generation_config
@@ -19,24 +19,13 @@ from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.arcade import Arcade100k
 from slm2_minimal.text.tokenizer import load_tokenizer
-
-SMALL = ModelConfig(
-    vocab_size=1024,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=48,
-    bos_token_id=0,
-    eos_token_id=0,
-)
+from tests.models import TINY
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> str:
     """A model in a folder of Hugging Face's format."""
-    StableLM2(SMALL).save_pretrained(tmp_path / "source")
+    StableLM2(TINY).save_pretrained(tmp_path / "source")
     return str(tmp_path / "source")
 
 
@@ -45,7 +34,7 @@ def test_the_same_weights_are_written(source: str, tmp_path: Path, dtype: str) -
     out = tmp_path / "above" / "out"
     line = export(source, out, dtype)  # type: ignore[arg-type]
     assert line == (
-        f"{out}: {SMALL.num_parameters():,} parameters in {dtype};"
+        f"{out}: {TINY.num_parameters():,} parameters in {dtype};"
         " no tokenizer was written: the model names none"
     )
     assert sorted(path.name for path in out.iterdir()) == [
@@ -113,7 +102,7 @@ def test_a_folder_that_cannot_be_is_refused(source: str, tmp_path: Path, out: st
 def with_arcade(tmp_path_factory: pytest.TempPathFactory, ranks_file: bytes) -> Path:
     """A model of the full vocabulary, beside the ranks file that old releases hold."""
     folder = tmp_path_factory.mktemp("arcade") / "source"
-    config = SMALL.replace(vocab_size=100_352, bos_token_id=100_257, eos_token_id=100_257)
+    config = TINY.replace(vocab_size=100_352, bos_token_id=100_257, eos_token_id=100_257)
     torch.manual_seed(0)
     model = StableLM2(config.replace(hidden_size=64, num_hidden_layers=2))
     model.init_weights()
@@ -165,7 +154,7 @@ def ours(folder: Path, text: str) -> str:
 def test_what_ends_a_text(
     own: int | None, template: str | None, ends: object, arcade: Arcade100k
 ) -> None:
-    config = SMALL.replace(vocab_size=100_352, eos_token_id=own)
+    config = TINY.replace(vocab_size=100_352, eos_token_id=own)
     found = generation_config(config, arcade, template)
     first = ends[0] if isinstance(ends, list) else ends
     assert (found["eos_token_id"], found["pad_token_id"]) == (ends, first)

@@ -5,18 +5,9 @@ import torch
 
 from slm2_minimal.config import ModelConfig
 from slm2_minimal.model.transformer import StableLM2
+from tests.models import TINY
 
-SMALL = ModelConfig(
-    vocab_size=1024,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=48,
-    bos_token_id=0,
-    eos_token_id=0,
-)
+SMALL = TINY.replace(num_hidden_layers=2)
 
 
 def random_model(config: ModelConfig, std: float = 0.3) -> StableLM2:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slm2_minimal.config import CheckpointError, ConfigError, ModelConfig
+from slm2_minimal.config import CheckpointError, ConfigError
 from slm2_minimal.distributed.pretrained import load_model, load_weights
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import read_json, write_json
@@ -24,18 +24,9 @@ from slm2_minimal.model.quantised import (
 )
 from slm2_minimal.model.transformer import StableLM2
 from tests.complaints import complaint
+from tests.models import TINY
 
-SIZES = ModelConfig(
-    vocab_size=128,
-    hidden_size=64,
-    intermediate_size=192,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=48,
-    bos_token_id=0,
-    eos_token_id=0,
-)
+SIZES = TINY.replace(vocab_size=128, hidden_size=64, intermediate_size=192)
 IDS = torch.arange(40).view(2, 20)
 KINDS = [(8, None, True), (8, 32, True), (8, 64, False), (4, 32, True), (4, 64, False)]
 
