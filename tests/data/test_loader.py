@@ -1,18 +1,11 @@
-"""The loader: one global order, whoever reads it, from wherever, and a digest that
-notices every change of it.
-"""
+"""The loader: one global order, whoever reads it, and a digest of all changes of it."""
 
-import errno
-import os
 import random
-import signal
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,48 +13,8 @@ from hypothesis import strategies as st
 
 from slm2_minimal.config import IGNORE, DataError
 from slm2_minimal.data.loader import Batch, Loader
-from slm2_minimal.data.packing import PackedSequence, TokenStream
-from tests.complaints import data_error
-
-SEQ_LEN = 8
-WEIGHTS = {"a": 5, "b": 2, "c": 1}
-LENGTHS = {
-    "a": 83,
-    "b": 40,
-    "c": 11,
-}  # tokens: 11, 5 and 2 sequences, the first and the last with a padded tail
-
-
-def stream(length: int, first: int) -> TokenStream:
-    """`length` tokens in documents of 1 to 7 and their end, all different but for the
-    ends; the end-of-text token is 0.
-    """
-    documents, token = [], first
-    while length > 0:
-        size = min(length, 2 + (token * 7) % 6)
-        size += length - size == 1  # a document has a token and the end-of-text token
-        documents.append(list(range(token, token + size - 1)))
-        token, length = token + size, length - size
-    return TokenStream.from_documents(documents, 0)
-
-
-def make(
-    lengths: Mapping[str, int] = LENGTHS,
-    weights: Mapping[str, int] = WEIGHTS,
-    seq_len: int = SEQ_LEN,
-    seed: int = 7,
-) -> Loader:
-    streams = {name: stream(n, 1000 * i + 1) for i, (name, n) in enumerate(lengths.items())}
-    return Loader(
-        streams,
-        {name: weight for name, weight in weights.items() if name in lengths},
-        seq_len,
-        seed,
-    )
-
-
-def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(astuple(a), astuple(b), strict=True))
+from slm2_minimal.data.packing import TokenStream
+from tests.data.conftest import LENGTHS, SEQ_LEN, WEIGHTS, make, same, stream
 
 
 def glued(parts: Sequence[Batch]) -> Batch:
@@ -191,7 +144,7 @@ def test_epochs_agree_with_the_order() -> None:
         taken[loader.locate(position)[0]] += 1
 
 
-# Caps, subsets, stages, and reading ahead
+# Caps, subsets and stages
 
 
 def limited(**options: Any) -> Loader:
@@ -241,75 +194,6 @@ def test_stages_change_the_weights_and_go_on_in_the_sources() -> None:
         "the first epoch ends in the second stage"
     )
     assert loader.fingerprint() != limited().fingerprint()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_batches_in_a_row_whoever_reads_them(workers: int) -> None:
-    loader = make()
-    ahead = loader.batches(16, 4, 1, 2, workers=workers)
-    for step in range(12):
-        assert same(next(ahead), loader.batch(16 + 4 * step, 4, 1, 2))
-
-
-class Signals(TokenStream):
-    """Two numbers in place of tokens: whether the process that reads them ignores
-    SIGINT, and SIGTERM.
-    """
-
-    def sequence(self, index: int, seq_len: int) -> PackedSequence:
-        answers = [
-            signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
-            signal.getsignal(signal.SIGTERM) is signal.SIG_IGN,
-        ]
-        return PackedSequence(*(np.asarray(answers, dtype=np.int64) for _ in range(4)))
-
-
-def test_worker_processes_do_not_answer_signals_as_the_trainer_does() -> None:
-    loader = Loader({"a": Signals.from_documents([[1] * 9], 0)}, {"a": 1}, 2, 0)
-    old = {
-        number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        answers = [
-            next(loader.batches(0, 1, workers=workers)).input_ids.tolist() for workers in (1, 0)
-        ]
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    assert answers == [[[1, 1]], [[0, 0]]]
-
-
-class Damaged(TokenStream):
-    """What cannot be read after all."""
-
-    def sequence(self, index: int, seq_len: int) -> PackedSequence:
-        raise DataError(f"sequence {index % 1}: cannot be read; copy it again")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_users_error_comes_as_it_is_from_a_worker(workers: int) -> None:
-    loader = Loader({"a": Damaged.from_documents([[1] * 9], 0)}, {"a": 1}, 2, 0)
-    message = data_error(lambda: next(loader.batches(0, 1, workers=workers)))
-    assert message == "sequence 0: cannot be read; copy it again"
-
-
-def test_a_batch_goes_to_another_process_whole() -> None:
-    """Through a pipe: a tensor would lie in /dev/shm, which may be small."""
-    batch = make().batch(0, 64)
-    pickled = bytes(ForkingPickler.dumps(batch))
-    assert len(pickled) > 4 * 8 * batch.input_ids.numel()
-    assert same(ForkingPickler.loads(pickled), batch)
-
-
-def test_workers_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where /dev/shm, in which their locks lie, is full."""
-
-    def full(loader: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("slm2_minimal.data.loader.DataLoader.__iter__", full)
-    message = data_error(lambda: next(make().batches(0, 4, workers=2)))
-    assert message.startswith("data.workers = 2: cannot be started (No space left on device); ")
 
 
 # The digest
