@@ -1,12 +1,20 @@
-"""What the tests of loaders read: numbered tokens, and a loader over them."""
+"""What the tests of data read: numbered tokens, and texts that say who they are."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from slm2_minimal.config import DataConfig, RunConfig, SourceConfig
 from slm2_minimal.data.loader import Batch, Loader
 from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.prepare.run import prepare
+from slm2_minimal.text.documents import is_validation
+from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 
 # Tokens that are all different, and a loader over three sources of them
 
@@ -49,3 +57,52 @@ def make(
 
 def same(a: Batch, b: Batch) -> bool:
     return all(torch.equal(x, y) for x, y in zip(astuple(a), astuple(b), strict=True))
+
+
+# Texts that say who they are, and `[data]` tables over them
+
+IDS = [f"doc-{i}" for i in range(40)]
+HELD_OUT = [i for i in IDS if is_validation(i, 20)]
+
+
+def texts(stream: TokenStream, tokenizer: SentencePieceTokenizer) -> list[str]:
+    """The documents of a stream as text."""
+    ends = [*stream.starts[1:].tolist(), len(stream.tokens)]
+    return [
+        tokenizer.decode(stream.tokens[a : b - 1].tolist())
+        for a, b in zip(stream.starts.tolist(), ends, strict=True)
+    ]
+
+
+def write(path: Path, ids: Iterable[str], language: str, note: str = "") -> str:
+    """A file whose texts say who they are."""
+    records = [{"id": i, "language": language, "text": f"{language} {i}{note}"} for i in ids]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def config(percent: int = 20, **sources: SourceConfig) -> DataConfig:
+    return DataConfig(tokenizer="tiny", seq_len=16, validation_percent=percent, sources=sources)
+
+
+def prepared(folder: Path, data: dict[str, Any], **options: Any) -> DataConfig:
+    """What `prepare` makes of a `[data]` table: its configuration."""
+    table = {"min_characters": 1, "duplicates": "keep", "workers": 1} | options
+    run = RunConfig.from_dict(
+        {
+            "data": {"tokenizer": "tiny", "prepared": str(folder / "prepared")} | data,
+            "prepare": table,
+        }
+    )
+    prepare(run)
+    return run.data
+
+
+@pytest.fixture
+def en(tmp_path: Path) -> str:
+    return write(tmp_path / "en.jsonl", IDS, "en")
+
+
+@pytest.fixture
+def de(tmp_path: Path) -> str:
+    return write(tmp_path / "de.jsonl", IDS, "de")
