@@ -1,6 +1,4 @@
-"""What `slm2 train --check` finds before a run starts, and the scripts of `slm2
-launch`: the SLURM one runs here, beside programs in the place of SLURM's own.
-"""
+"""What `slm2 train --check` finds before a run starts."""
 
 import re
 from collections.abc import Callable

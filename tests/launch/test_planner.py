@@ -1,19 +1,15 @@
-"""The planner against the report, against the arithmetic of sharding by hand, and
-against the memory of real steps.
-"""
+"""The planner against the report, and against the arithmetic of sharding by hand."""
 
 from functools import partial
 from typing import Any
 
 import pytest
-import torch
 
 from slm2_minimal.config import CHECKPOINTING, ConfigError, RunConfig, UserError
 from slm2_minimal.launch import planner
 from slm2_minimal.launch.memory import _Step, block_bytes, loss_bytes, memory, state_bytes
 from slm2_minimal.launch.planner import GPUS, communication, plan, table
 
-CPU = torch.device("cpu")
 FULL = RunConfig.preset("stablelm-2-1_6b")
 N, TABLE, TOKENS = (
     1_644_515_328,
