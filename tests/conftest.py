@@ -1,5 +1,5 @@
-"""What the unit tests share: repeatable property tests, no network, and the two
-tokenizers, loaded once.
+"""What the unit tests share: repeatable property tests, no network, the two tokenizers,
+loaded once, and the runs that commands are tried on.
 """
 
 import logging
@@ -30,6 +30,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("slm2")
+pytest.register_assert_rewrite("tests.commands")
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +136,40 @@ def small_run(tmp_path: Path) -> Callable[..., RunConfig]:
         return RunConfig.load("tiny", defaults | changes)
 
     return make
+
+
+# For tests of commands. What these import takes seconds: other tests need not wait.
+
+
+@pytest.fixture
+def slm2(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`slm2(*words)` -> (exit code, stdout, stderr), in this process. File descriptors
+    are read, so that no library goes unheard.
+    """
+    from slm2_minimal.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse ends --help and wrong arguments itself
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The TOML file of a run that has been made."""
+    from slm2_minimal.train.trainer import Trainer
+    from tests.commands import write_config
+
+    path = write_config(tmp_path_factory.mktemp("cli"))
+    Trainer.from_config(RunConfig.load(path)).run()
+    return path
+
+
+@pytest.fixture(scope="module")
+def run_folder(config: Path) -> Path:
+    return config.parent / "run"
