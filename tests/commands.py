@@ -6,6 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from slm2_minimal.cli import main
+
 CONFIG = """
 [model]
 vocab_size = 1024
@@ -69,3 +73,49 @@ def says(result: tuple[int, str, str], code: int, *parts: str) -> None:
     assert result[2].startswith("slm2: ")
     for part in parts:
         assert part in result[2]
+
+
+# Bad inputs
+
+Words = list[str]
+LONG = "x" * 10_000
+DIGITS = "9" * 5_000
+TAKE_A_CONFIG: list[Words] = [
+    ["train", "small.toml", "--check"],
+    ["prepare", "small.toml"],
+    ["plan", "small.toml", "--gpus", "1"],
+    ["launch", "small.toml", "--gpus", "1", "--dry-run"],
+]
+TRAIN = ["train", "small.toml", "--check"]
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """What stands in a folder, byte for byte."""
+    paths = sorted(folder.rglob("*"))
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+def is_refused(words: Words, folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command says about `words`."""
+    before = contents(folder)
+    capfd.readouterr()
+    try:
+        code = main(words)
+    except SystemExit as stop:  # argparse ends with it
+        code = int(stop.code or 0)
+    out, err = capfd.readouterr()
+    assert code == 2, (code, out, err)
+    assert err.startswith("slm2: ")
+    assert err.count("\n") == 1, err
+    assert err.endswith("\n")
+    assert err[:-1].isprintable()
+    assert len(err) < 1_200
+    assert contents(folder) == before
+    return err
+
+
+def name_of(case: object) -> str:
+    """A short name of a test."""
+    text = " ".join(case) if isinstance(case, list) else str(case)
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    return text if len(text) <= 90 else f"{text[:80]}...{len(text)}"

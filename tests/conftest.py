@@ -3,6 +3,7 @@ loaded once, and the runs that commands are tried on.
 """
 
 import logging
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,3 +174,39 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run_folder(config: Path) -> Path:
     return config.parent / "run"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration, its run, the same model in Hugging Face's format, prepared text,
+    and things that are none of these.
+    """
+    from slm2_minimal.distributed.pretrained import load_model
+    from slm2_minimal.prepare.run import prepare
+    from slm2_minimal.train.trainer import Trainer
+    from tests.commands import write_config
+
+    folder = tmp_path_factory.mktemp("bad")
+    config = write_config(folder)
+    Trainer.from_config(RunConfig.load(config)).run()
+    load_model(str(folder / "run"))[0].save_pretrained(folder / "hub")
+    prepare(RunConfig.load(config, {"data.prepared": str(folder / "prepared")}))
+    (folder / "empty").mkdir()
+    (folder / "folder.toml").mkdir()
+    (folder / "file").write_text("no model")
+    (folder / "broken.model").write_bytes(b"no model")
+    (folder / "broken.tiktoken").write_bytes(b"no ranks")
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the test's own, to damage."""
+    folder = tmp_path / "here"
+    shutil.copytree(made, folder)
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(folder)
+    return folder
