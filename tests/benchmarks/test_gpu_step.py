@@ -13,17 +13,8 @@ import pytest
 import torch
 
 from benchmarks import gpu_step
-from benchmarks.gpu_step import (
-    OURS,
-    SMALL,
-    Bench,
-    Side,
-    difference,
-    measure,
-    named,
-    report,
-    warmed_up,
-)
+from benchmarks.gpu_sides import Bench, Side, named
+from benchmarks.gpu_step import OURS, SMALL, difference, measure, report, warmed_up
 from slm2_minimal.model.flops import flops_per_token
 
 SCRIPT = Path(gpu_step.__file__)
