@@ -27,9 +27,6 @@ from slm2_minimal.config import (
 from slm2_minimal.files import whole_file
 from tests.complaints import config_error as complaint
 
-FULL = "stablelm-2-1_6b"
-
-
 # Frozen values and copies
 
 

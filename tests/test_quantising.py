@@ -3,14 +3,12 @@ it, and what fewer bits may cost at most.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from slm2_minimal.cli import main
 from slm2_minimal.config import RunConfig
 from slm2_minimal.distributed.pretrained import load_model
 from slm2_minimal.distributed.world import World
@@ -24,9 +22,9 @@ from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer
 from slm2_minimal.train.trainer import Trainer
+from tests.commands import Run
 from tests.conftest import OVERRIDES
 
-Run = Callable[..., tuple[int, str, str]]
 WORLD = World(torch.device("cpu"))
 
 
@@ -49,18 +47,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def toy(run_dir: Path) -> StableLM2:
     return load_model(str(run_dir))[0]
-
-
-@pytest.fixture
-def slm2(capfd: pytest.CaptureFixture[str]) -> Run:
-    """`slm2(*words)` -> (exit code, stdout, stderr)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = main([str(word) for word in words])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def learned(seed: int) -> list[str]:

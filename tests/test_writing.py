@@ -17,8 +17,8 @@ from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.chat import TEMPLATES
 from slm2_minimal.text.sentence_piece import SentencePieceTokenizer
 from slm2_minimal.train.trainer import Trainer
+from tests.commands import write_config
 from tests.inference.conftest import SMALL, random_model
-from tests.test_cli import write_config
 
 Slm2 = Callable[..., str]
 CONFIG = SMALL.replace(max_position_embeddings=96)
