@@ -7,7 +7,7 @@ that file only, and an unknown key is refused, so that none is ignored in silenc
 Read `sections` and `sources` for what can be set, `run` for how it comes together,
 `files` for presets and bases, `overrides` for what is typed over them, `paths` for the
 rule of all paths, `section` for the machinery, `keys` for the list that --help and the
-book's reference page show. Nothing of ours stands below this room. Chapter 11 is about
+book's reference page show. Nothing of ours stands below this room. Chapter 14 is about
 a run's file.
 """
 

@@ -1,5 +1,5 @@
 """For other programs: a trained model in, a folder or a file in another program's
-format out (chapter 11).
+format out (chapter 14).
 
 `hugging_face` writes what transformers and everything that reads its folders load:
 config.json and safetensors, the tokenizer by `tokenizer_files`. `gguf` writes one file

@@ -6,5 +6,5 @@ and SLURM (`slm2 launch`), a report on this machine (`slm2 doctor`).
 
 Read memory (bytes on a rank), planner (time, messages, money), check (everything that
 can be known to be wrong), scripts and torchrun (what they start), launch. Chapter 8
-plans, chapter 11 launches.
+plans, chapter 14 launches.
 """
