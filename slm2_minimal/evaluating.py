@@ -82,7 +82,7 @@ def _results(
     """Those of one model, printed, so far after each task."""
     from slm2_minimal.distributed.pretrained import load_with_tokenizer
     from slm2_minimal.evaluate.harness import SLM2
-    from slm2_minimal.evaluate.results import HEADER, describe, run_tasks, task_lines
+    from slm2_minimal.evaluate.results import HEADER, describe, run_tasks, suite_lines, task_lines
 
     model, tokenizer = load_with_tokenizer(
         expand(source, "model"), options.tokenizer, options.device
@@ -98,6 +98,8 @@ def _results(
                 print("\n".join(task_lines(results, name)), flush=True)
                 printed.add(name)
         yield about | results
+    for line in suite_lines(results):
+        print(line)
 
 
 def _write(out: Path | None, found: Sequence["Results"]) -> None:

@@ -23,6 +23,7 @@ import torch
 from slm2_minimal.config import DataError, MissingExtraError, UserError
 from slm2_minimal.evaluate.harness import SLM2
 from slm2_minimal.evaluate.statistics import mean_and_error, paired_difference
+from slm2_minimal.report import SUITES, SUITES_STATUS
 
 TASKS = Path(__file__).parent / "tasks"
 LOCAL = TASKS / "local"  # those that need no network
@@ -74,6 +75,10 @@ def load_tasks(names: Sequence[str], shots: int | None = None) -> dict[str, Any]
                 f"tasks = {name!r}: cannot be loaded ({_reason(error)}); where its items lie on the"
                 " Hub, connect once, or name tasks that need no network: local"
             ) from None
+        for twice in loaded["tasks"].keys() & own["tasks"].keys():
+            raise DataError(
+                f"tasks = {name!r}: has {twice!r}, as another one here; run them one after the other"
+            )
         for part, entries in loaded.items():
             entries.update(own[part])
     for name, task in loaded["tasks"].items():
@@ -99,7 +104,7 @@ def run_tasks(
     random.seed(0)
     np.random.seed(SEED)  # noqa: NPY002  what the harness draws from
     torch.manual_seed(SEED)
-    results: Results = {part: {} for part in (*PARTS, "items", "group_subtasks")}
+    results: Results = {part: {} for part in (*PARTS, "items", "group_subtasks", "suites")}
     for name, task in loaded["tasks"].items():
         task.set_fewshot_seed(seed=SEED)
         try:
@@ -123,6 +128,9 @@ def run_tasks(
         if group.has_aggregation:
             results["group_subtasks"][name] = [task.task_name for task in group.get_all_tasks()]
             results["results"][name] = dict(group.aggregate(results["results"]))
+    for name, group in loaded["groups"].items():
+        if suite := _suite(group, results["results"]):
+            results["suites"][name] = suite
     yield results
 
 
@@ -158,6 +166,8 @@ def differences(a: Results, b: Results) -> dict[str, dict[str, dict[str, float]]
         for metric, _ in metrics(theirs):
             first, second = (_values(each, name, metric) for each in (a, b))
             weights = None
+            if not first:
+                continue
             if metric.startswith("bits_per_byte,"):
                 weights = [size for _, size in first]
                 first, second = (
@@ -193,11 +203,27 @@ def difference_lines(a: Results, b: Results) -> Iterator[str]:
         for key, value in metrics(both):
             change = found.get(name, {}).get(key)
             other = b["results"][name][key]
-            shown = "" if change is None else f"{change['low']:+.4f} to {change['high']:+.4f}"
+            shown = ""
+            if change is not None:
+                shown = f"{change['low']:+.4f} to {change['high']:+.4f}"
+            if change is not None and change["error"] == 0:
+                shown = "no item differs"
             yield (
                 f"{name:<32} {key.removesuffix(',none'):<18} {value:>9.4f} {other:>9.4f}"
                 f" {other - value:>+9.4f}  {shown}"
             ).rstrip()
+
+
+def suite_lines(results: Results) -> Iterator[str]:
+    """The report's suites in percent, and the published rows below."""
+    for name, found in results["suites"].items():
+        if name in SUITES:
+            columns, published = SUITES[name]
+            yield f"{name:<32}" + "".join(f"{column:>11}" for column in columns)
+            ours = tuple(100 * value for value in found.values())
+            for model, row in {"this model": ours, **published}.items():
+                yield f"{model:<32}" + "".join(f"{value:>11.2f}" for value in row)
+            yield f"Below this model: {SUITES_STATUS}"
 
 
 def metrics(found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -224,6 +250,20 @@ def _reason(error: BaseException) -> str:
     """An error of the harness in a few words."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _suite(group: Any, found: Mapping[str, Any]) -> dict[str, float]:
+    """The mean of a group whose file names one metric of each task, and its parts: the
+    tasks, or the groups in it that have such means themselves.
+    """
+    own = (group.metadata or {}).get("metrics", {})
+    parts = {task: found[task][metric] for task, metric in own.items()}
+    cells = list(parts.values())
+    for child in group.get_all_groups(recursive=False):
+        if suite := _suite(child, found):
+            parts[child.name], *values = suite.values()
+            cells += values
+    return {"mean": sum(cells) / len(cells), **parts} if cells else {}
 
 
 def _is_news(record: logging.LogRecord) -> bool:
