@@ -77,7 +77,7 @@ def load_tasks(names: Sequence[str], shots: int | None = None) -> dict[str, Any]
             ) from None
         for twice in loaded["tasks"].keys() & own["tasks"].keys():
             raise DataError(
-                f"tasks = {name!r}: has {twice!r}, as another one here; run them one after the other"
+                f"tasks = {name!r}: has {twice!r}, as another one here; run one after the other"
             )
         for part, entries in loaded.items():
             entries.update(own[part])
