@@ -195,7 +195,7 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
     from slm2_minimal.distributed.pretrained import load_with_tokenizer
 
     source = expand(options.model, "model")
-    return load_with_tokenizer(source, options.tokenizer, options.device)
+    return load_with_tokenizer(source, options.tokenizer, options.device, dtype=None)
 
 
 def _format(source: str) -> "Format | None":
