@@ -195,6 +195,7 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
     """The model and its tokenizer, which fit each other."""
     from slm2_minimal.distributed.device import pick_device
     from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+    from slm2_minimal.inference.single_rows import speed_up
     from slm2_minimal.text.tokenizer import Arcade100k, load_tokenizer
 
     named = None
@@ -210,7 +211,9 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
         )
     tokenizer = named or load_tokenizer(trained_with or "arcade100k")
     check_tokenizer(source, model, tokenizer)
-    return model.to(pick_device(options.device)), tokenizer
+    model = model.to(pick_device(options.device))
+    speed_up(model)
+    return model, tokenizer
 
 
 def _format(source: str) -> "Format | None":
