@@ -71,8 +71,8 @@ def product_of_codes(
 ) -> Float[Tensor, "M N"]:
     """x W' in fp32 of codes as a file has them, scales and offsets in bf16.
 
-    Activations are rounded to integers of 16 bits, each 32 of them with a scale: to
-    about 1 / 65,000 of the largest.
+    Activations are rounded to integers of twice as many bits as the weights, each 32 of
+    them with a scale: to about 1 / 65,000 or 1 / 250 of the largest.
     """
     rows, groups = scale.shape
     bits = 8 if codes.dtype == torch.int8 else 4

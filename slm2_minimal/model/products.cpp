@@ -12,6 +12,7 @@
 #include <vector>
 
 static const long BLOCK = 32;  // columns that are multiplied at a time
+static const long AHEAD = 2048;  // bytes that are asked for early: over the end of a page
 
 // the same 32 bits, read as another type
 template <typename To, typename From>
@@ -57,22 +58,24 @@ extern "C" void product_16(
     product(w, x, y, count, columns, rows);
 }
 
-// Activations become integers of 16 bits too, for which processors have a product that
-// adds neighbours. Each block has a scale; the largest of it is 32767.
+// Activations become integers too, of twice as many bits as the weights, for which
+// processors have products that add neighbours. Each block has a scale.
 struct Activations {
     std::vector<int16_t> codes;
+    std::vector<int8_t> bytes;  // the same, as products_4 takes them
     std::vector<float> scale, group_sum;
 
     Activations(const float* x, long columns, long groups, long bits)
-        : codes(columns), scale(columns / BLOCK), group_sum(groups) {
+        : codes(columns), bytes(columns), scale(columns / BLOCK), group_sum(groups) {
+        const float highest = bits == 8 ? 32767 : 127;
         for (long k = 0; k < columns; k += BLOCK) {
             // as integers, for these have a fast maximum, in which infinities and NaN stay
             uint32_t largest_bits = 0;
             for (long i = k; i < k + BLOCK; i++)
                 largest_bits = std::max(largest_bits, as<uint32_t>(x[i]) & 0x7FFFFFFF);
             float largest = as<float>(largest_bits);
-            float step = scale[k / BLOCK] = largest / 32767;
-            float inverse = largest > 0 ? 32767 / largest : 0;
+            float step = scale[k / BLOCK] = largest / highest;
+            float inverse = largest > 0 ? highest / largest : 0;
 
             int code_sum = 0;
             for (long i = k; i < k + BLOCK; i++) {
@@ -81,12 +84,8 @@ struct Activations {
             }
             group_sum[k / (columns / groups)] += step * code_sum;
         }
-        if (bits == 8) return;
-
-        // as products_4 takes them: of 64 columns 0, 4, 8, ..., then 1, 5, 9, ...
-        const std::vector<int16_t> in_order = codes;
-        for (long k = 0; k < columns; k += 64)
-            for (long i = 0; i < 64; i++) codes[k + i] = in_order[k + i % 16 * 4 + i / 16];
+        for (long k = 0; k < columns; k += 64)  // the even ones of 64 columns, then the odd
+            for (long i = 0; i < 64; i++) bytes[k + i] = codes[k + i % 32 * 2 + i / 32];
     }
 };
 
@@ -98,17 +97,14 @@ static inline __m256 products_8(const uint8_t* codes, const int16_t* x) {
 }
 
 // 64 products: of the first 32 columns in the first four sums, of the others in the last.
-// Every 16 bits hold four codes, each plus 8
-static inline __m256 products_4(const uint8_t* codes, const int16_t* x) {
-    const __m256i lowest = _mm256_set1_epi16(15);
-    __m256i four = load(codes);
-    __m256i second = _mm256_and_si256(_mm256_srli_epi16(four, 4), lowest);
-    __m256i third = _mm256_and_si256(_mm256_srli_epi16(four, 8), lowest);
-    __m256i a = _mm256_madd_epi16(_mm256_and_si256(four, lowest), load(x));
-    __m256i b = _mm256_madd_epi16(second, load(x + 16));
-    __m256i c = _mm256_madd_epi16(third, load(x + 32));
-    __m256i d = _mm256_madd_epi16(_mm256_srli_epi16(four, 12), load(x + 48));
-    return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)));
+// Every byte holds two codes, each plus 8.
+static inline __m256 products_4(const uint8_t* codes, const int8_t* x) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    __m256i pairs = load(codes);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
+    __m256i a = _mm256_maddubs_epi16(_mm256_and_si256(pairs, low), load(x));
+    __m256i b = _mm256_maddubs_epi16(odd, load(x + 32));
+    return _mm256_cvtepi32_ps(_mm256_madd_epi16(_mm256_add_epi16(a, b), ones));
 }
 
 static void row_of_codes(
@@ -117,6 +113,7 @@ static void row_of_codes(
     const Activations q(x, columns, groups, bits);
     const long blocks = columns / BLOCK, per_group = blocks / groups;
     const int16_t* x_codes = q.codes.data();
+    const int8_t* x_bytes = q.bytes.data();
 
     #pragma omp parallel
     {
@@ -148,7 +145,8 @@ static void row_of_codes(
             } else {
                 for (long b = 0; b < blocks; b += 2) {
                     __m256 first = _mm256_broadcast_ss(scales + b), second = _mm256_broadcast_ss(scales + b + 1);
-                    __m256 products = products_4(row + 16 * b, x_codes + 32 * b);
+                    _mm_prefetch((const char*)(row + 16 * b + AHEAD), _MM_HINT_T0);
+                    __m256 products = products_4(row + 16 * b, x_bytes + 32 * b);
                     sums = _mm256_fmadd_ps(products, _mm256_blend_ps(first, second, 0xF0), sums);
                 }
             }

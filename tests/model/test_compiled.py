@@ -42,14 +42,15 @@ def test_numbers(dtype: torch.dtype, rows: int, columns: int) -> None:
 @needs_compiler
 @pytest.mark.parametrize(("bits", "group", "symmetric"), KINDS)
 def test_integers(bits: int, group: int | None, symmetric: bool) -> None:
-    """Activations keep 15 bits of the largest of 32, whatever the others are."""
+    """Activations keep 15 or 7 bits of the largest of 32, whatever the others are."""
     layer = layer_of(bits, group, symmetric)
     x = torch.randn(3, 192, generator=torch.Generator().manual_seed(1))
     x[1, 32:64] *= 1e4
     x[2] = 0
     expected = x.double() @ layer.weights().double().T
     error = (layer.compiled_product(x).double() - expected).norm(dim=1)
-    assert (error <= 1e-4 * expected.norm(dim=1)).all()
+    rounding = 2.0 ** -(2 * bits - 1)  # of half a step, beside the largest
+    assert (error <= 2 * rounding * expected.norm(dim=1)).all()
     assert error[0] > 0, "exactly the same: is it another product?"
 
 
