@@ -75,7 +75,7 @@ struct Activations {
                 largest_bits = std::max(largest_bits, as<uint32_t>(x[i]) & 0x7FFFFFFF);
             float largest = as<float>(largest_bits);
             float step = scale[k / BLOCK] = largest / highest;
-            float inverse = largest > 0 ? highest / largest : 0;
+            float inverse = largest > 1e-30f ? highest / largest : 0;
 
             int code_sum = 0;
             for (long i = k; i < k + BLOCK; i++) {
@@ -144,7 +144,8 @@ static void row_of_codes(
                 }
             } else {
                 for (long b = 0; b < blocks; b += 2) {
-                    __m256 first = _mm256_broadcast_ss(scales + b), second = _mm256_broadcast_ss(scales + b + 1);
+                    __m256 first = _mm256_broadcast_ss(scales + b);
+                    __m256 second = _mm256_broadcast_ss(scales + b + 1);
                     _mm_prefetch((const char*)(row + 16 * b + AHEAD), _MM_HINT_T0);
                     __m256 products = products_4(row + 16 * b, x_bytes + 32 * b);
                     sums = _mm256_fmadd_ps(products, _mm256_blend_ps(first, second, 0xF0), sums);
