@@ -1,9 +1,9 @@
 """Products of one row of activations, compiled on the machine that runs them.
 
 The row of one token meets every weight once, so that reading them is all that should
-take time. torch's products reach half of the memory's rate or less with one row.
-`products.cpp` is 150 lines that reach it, built in a second by the machine's own
-compiler. Where there is none (or a processor without AVX2) torch's are used.
+take time. torch's products often stay far below the memory's rate with one row;
+`products.cpp` comes near it. The machine's own compiler builds it in a second; where
+there is none (or a processor without AVX2) torch's are used.
 """
 
 import ctypes
@@ -58,7 +58,8 @@ def takes(columns: int, groups: int, rows: int) -> bool:
 
 def product(x: Float[Tensor, "M K"], weight: Float[Tensor, "N K"]) -> Float[Tensor, "M N"]:
     """x W' in fp32, of numbers of one kind, in `NAMES`."""
-    x, y = x.contiguous(), torch.empty(len(x), len(weight))
+    assert x.dtype == weight.dtype
+    x, y = x.contiguous(), torch.empty(len(x), len(weight), dtype=torch.float32)
     call(NAMES[weight.dtype], weight, x, y, *x.shape, len(weight))
     return y
 
@@ -75,8 +76,9 @@ def product_of_codes(
     them with a scale: to about 1 / 65,000 or 1 / 250 of the largest.
     """
     rows, groups = scale.shape
+    assert x.shape[1] % 64 == 0 and x.shape[1] // groups % 32 == 0
     bits = 8 if codes.dtype == torch.int8 else 4
-    x, y = x.float().contiguous(), torch.empty(len(x), rows)
+    x, y = x.float().contiguous(), torch.empty(len(x), rows, dtype=torch.float32)
     call("product_of_codes", codes, scale, offset, x, y, *x.shape, rows, groups, bits)
     return y
 
