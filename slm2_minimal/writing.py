@@ -1,8 +1,10 @@
 """`slm2 generate` and `slm2 chat`: what they take, and what they call."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +177,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         try:
             stdin = name == "-"
             content = sys.stdin.buffer.read() if stdin else Path(expand(name, "file")).read_bytes()
-            lines = content.decode().splitlines()
+            lines = re.split(r"\r\n|\r|\n", content.decode("utf-8-sig"))
         except OSError as error:
             raise DataError(
                 f"file = {name!r}: {error.strerror}; give one that can be read"
@@ -195,6 +197,7 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
     """The model and its tokenizer, which fit each other."""
     from slm2_minimal.distributed.device import pick_device
     from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+    from slm2_minimal.model.quantised import quantised_layers
     from slm2_minimal.text.tokenizer import Arcade100k, load_tokenizer
 
     named = None
@@ -210,7 +213,13 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
         )
     tokenizer = named or load_tokenizer(trained_with or "arcade100k")
     check_tokenizer(source, model, tokenizer)
-    return model.to(pick_device(options.device)), tokenizer
+    model = model.to(pick_device(options.device))
+
+    # how integer weights are multiplied is said before any text
+    table = model.model.embed_tokens.weight
+    for _, layer in islice(quantised_layers(model), 1):
+        layer.choose(table.new_ones(1, layer.in_features))
+    return model, tokenizer
 
 
 def _format(source: str) -> "Format | None":
