@@ -1,8 +1,10 @@
 """`slm2 generate` and `slm2 chat`: what they take, and what they call."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +177,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         try:
             stdin = name == "-"
             content = sys.stdin.buffer.read() if stdin else Path(expand(name, "file")).read_bytes()
-            lines = content.decode().splitlines()
+            lines = re.split(r"\r\n|\r|\n", content.decode("utf-8-sig"))
         except OSError as error:
             raise DataError(
                 f"file = {name!r}: {error.strerror}; give one that can be read"
@@ -195,10 +197,16 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
     """The model and its tokenizer, which fit each other."""
     from slm2_minimal.distributed.pretrained import load_with_tokenizer
     from slm2_minimal.inference.single_rows import speed_up
+    from slm2_minimal.model.quantised import quantised_layers
 
     source = expand(options.model, "model")
     model, tokenizer = load_with_tokenizer(source, options.tokenizer, options.device, dtype=None)
     speed_up(model)
+
+    # how integer weights are multiplied is said before any text
+    table = model.model.embed_tokens.weight
+    for _, layer in islice(quantised_layers(model), 1):
+        layer.choose(table.new_ones(1, layer.in_features))
     return model, tokenizer
 
 

@@ -1,6 +1,5 @@
 """A model's weights from wherever they lie: a run, a checkpoint, a folder, the Hub."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +50,7 @@ def load_model(
         else:
             files = folder.glob("*.safetensors")
             _check_memory(path_or_id, sum(file.stat().st_size for file in files), world)
-        model = StableLM2.from_pretrained(folder, dtype)
-        table = model.model.embed_tokens.weight
-        for _, layer in islice(quantised_layers(model), 1):  # says so before any text
-            layer.choose(torch.ones(1, layer.in_features, dtype=table.dtype))
-        return model, _tokenizer_in(folder)
+        return StableLM2.from_pretrained(folder, dtype), _tokenizer_in(folder)
 
     saved = saved_config(folder, state)
     _check_memory(path_or_id, 4 * saved.model.num_parameters(), world)
@@ -121,6 +116,12 @@ def load_with_tokenizer(
     chosen = named or load_tokenizer(trained_with or "arcade100k")
     check_tokenizer(path_or_id, model, chosen)
     return model.to(pick_device(device)), chosen
+
+
+def check_not_quantised(path_or_id: str, model: StableLM2) -> None:
+    """Raise DataError for a model of integer weights, where an original is needed."""
+    if next(quantised_layers(model), None) is not None:
+        raise DataError(f"model = {path_or_id!r}: is quantised already; name the original")
 
 
 def check_tokenizer(path_or_id: str, model: StableLM2, tokenizer: Tokenizer) -> None:

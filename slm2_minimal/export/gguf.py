@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from slm2_minimal.config import CheckpointError, ConfigError, DataError, MissingExtraError
-from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
 from slm2_minimal.export.gguf_tokenizer import add_tokenizer
 from slm2_minimal.export.tokenizer_files import read_chat_template
 from slm2_minimal.files import whole_file
@@ -55,8 +55,9 @@ def export(
         for, or its tokenizer's file is another now.
         ConfigError: there is no such type, its blocks do not divide the rows, or the
         model turns no dimension, which llama.cpp cannot run.
-        DataError: `out` is there or cannot be written, there is no tokenizer or none
-        that llama.cpp can follow, or a weight is too large for the type.
+        DataError: `out` is there or cannot be written, the model is quantised, there is
+        no tokenizer or none that llama.cpp can follow, or a weight is too large for the
+        type.
         MissingExtraError: the library `gguf` is not installed.
     """
     if file_type not in TYPES:
@@ -65,6 +66,7 @@ def export(
     _library()
 
     model, trained_with = load_model(source, dtype=None)
+    check_not_quantised(source, model)
     tokenizer = _tokenizer(source, model, tokenizer_name or trained_with)
     if trained_with and chat_template is None:
         chat_template = read_chat_template(Path(trained_with))

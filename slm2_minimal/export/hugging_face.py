@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from slm2_minimal.config import DataError, ModelConfig
-from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
 from slm2_minimal.export.tokenizer_files import read_chat_template, write_tokenizer
 from slm2_minimal.files import write_json
 from slm2_minimal.model.transformer import StableLM2
@@ -33,13 +33,14 @@ def export(
 
     Raises:
         CheckpointError: there is no such model, or its tokenizer's file is another now.
-        DataError: `out` is there and not empty, or cannot be written; or the tokenizer
-        has more ids than the model.
+        DataError: `out` is there and not empty, or cannot be written; the model is
+        quantised; or the tokenizer has more ids than the model.
     """
     folder = Path(out)
     new = _new_folders(folder)
 
     model, name = load_model(source, getattr(torch, dtype))
+    check_not_quantised(source, model)
     tokenizer, missing = _tokenizer(source, model, name)
     if name and chat_template is None:
         chat_template = read_chat_template(Path(name))
