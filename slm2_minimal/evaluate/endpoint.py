@@ -12,6 +12,9 @@ from typing import Any
 from slm2_minimal.config import ConfigError, DataError
 from slm2_minimal.evaluate.retrieval import Outcome, Probe
 
+# Greedy, of what is there: llama.cpp's Python server would make the tokens of the
+# prompt, and so the value, less likely.
+GREEDY = {"temperature": 0, "repeat_penalty": 1.0}
 REASON = 200  # characters of what a server says about a refusal
 
 
@@ -47,9 +50,7 @@ class Endpoint:
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(
-            self.url.rstrip("/") + "/completions",
-            json.dumps(question | {"temperature": 0}).encode(),
-            headers,
+            self.url.rstrip("/") + "/completions", json.dumps(question | GREEDY).encode(), headers
         )
 
         try:

@@ -149,7 +149,7 @@ Ask = Callable[[list[Probe]], list[Outcome]]
 
 
 def measure(ask: Ask, tokenizer: Tokenizer, settings: Settings) -> Iterator[tuple[str, list[Cell]]]:
-    """What was asked, as its kind, language and length, and its cells, one per depth."""
+    """What was asked, as kind, language and length, and its cells, one per depth."""
     groups = itertools.product(settings.kinds, settings.languages, settings.lengths)
     for kind, language, length in groups:
         probes = [

@@ -69,6 +69,7 @@ def test_what_is_asked_and_what_counts(
     assert seen[0] == {
         "path": "/v1/completions", "model": "toy", "prompt": PROBE.prompt, "max_tokens": 4,
         "temperature": 0,
+        "repeat_penalty": 1.0,
     }  # fmt: skip
 
 
