@@ -24,7 +24,7 @@ FLOORS = (
     {"data", "distributed", "inference"},
     {"prepare", "evaluate", "export"},
     {"train"},
-    {"align", "launch", "evaluating_retrieval", "quantising", "writing"},
+    {"align", "evaluating", "evaluating_retrieval", "launch", "quantising", "writing"},
     {"cli", "teach"},
     {"__main__", "top"},
 )
