@@ -38,10 +38,10 @@ from common import parse_options
 OUT = Path(__file__).parents[1] / "recorded" / "retrieval.json"
 CONTEXT = 128  # T
 LENGTHS = (64, 128, 256, 512)  # of the texts, T/2 to 4 T
-BATCH_TOKENS, PEAK_LR, WARMUP = 2048, 3e-3, 40
+BATCH_TOKENS, PEAK_LR, WARMUP = 2048, 5e-3, 40
 SHORTEST, LONGEST = 32, 512  # tokens of a document
-MOST_BETWEEN = 8  # sentences between two statements, on average
-SAMPLES = 12  # of a cell
+MOST_BETWEEN = 4  # sentences between two statements, on average
+SAMPLES = 20  # of a cell
 
 SIZES = {
     "hidden_size": 64,
@@ -118,8 +118,6 @@ def train(context: int, steps: int, seed: int, turned: float, restart: bool) -> 
         loss.backward()
         clip_gradients(model.parameters(), 1.0)
         update(optimizer, PEAK_LR * min((step + 1) / WARMUP, 1 - step / steps))
-        if step % 50 == 49:
-            print("   ", step + 1, round(loss.item(), 3), batch.valid_tokens, flush=True)
     return model.eval()
 
 
