@@ -5,4 +5,7 @@ language, beside the loss of a model that knows no context.
 
 Read `validation.py`. Chapter 7 uses it during training, chapter 6 to compare mixtures.
 `quantised.py` sets a model of fewer bits beside its original (chapter 10).
+
+`retrieval.py` asks for numbers that it hid in long texts (chapter 13), of a model or by
+`endpoint.py` of a server; `retrieval_maps.py` draws what was found.
 """
