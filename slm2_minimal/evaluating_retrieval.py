@@ -65,7 +65,8 @@ def evaluate_retrieval(options: argparse.Namespace, rest: list[str]) -> None:
     ask, tokenizer, settings = (_of_endpoint if options.endpoint else _of_model)(options, settings)
 
     results = {
-        "model": options.endpoint or options.model,
+        "model": options.model or options.model_name,
+        "endpoint": options.endpoint,
         "date": datetime.date.today().isoformat(),
         "tokenizer": tokenizer.name,
         "settings": asdict(settings),

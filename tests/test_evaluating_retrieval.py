@@ -74,7 +74,8 @@ def test_what_was_found_before_a_failure_stays(
     words = ("evaluate", "retrieval", *words, *CELLS, "--tokenizer", "tiny", "--out", out)
     says(slm2(*words), 2, "endpoint: gone")
     results = read_json(out / "retrieval.json")
-    assert results["model"] == "http://localhost:1/v1"
+    assert results["model"] == "toy"
+    assert results["endpoint"] == "http://localhost:1/v1"
     assert [cell["language"] for cell in results["cells"]] == ["en"] * 2 * 5
     assert {cell["length"] for cell in results["cells"]} == {60, 90}
     assert results["cells"][0]["exact"] == [True, True]
@@ -93,7 +94,7 @@ def test_what_was_found_before_a_failure_stays(
         (["--languages", "en,xx"], "languages = 'xx'"),
         (["--lengths", "100,300"], "lengths = 300: longer than the model's context; give at most"),
         (["--lengths", "100,ten"], "invalid list of integers"),
-        (["--lengths", "5"], "tokens more"),
+        (["--lengths", "5"], "lengths = 5: what passkey tells and asks needs"),
         (["--depths", "2"], "depths = 2.0"),
         (["--depths", "nan"], "depths = nan"),
         (["--samples", "0"], "samples = 0"),

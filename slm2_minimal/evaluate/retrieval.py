@@ -227,13 +227,17 @@ def make_probe(
     others = (f"{lead} {value()}." for lead in rest)
 
     # the text: as many of the others as fit, or all of them in a haystack
-    room = length - count(statement) - count(f"{asked} {right}")
+    told = [] if kind == "key-value" else list(others)
+    room = length - sum(map(count, [statement, f"{asked} {right}", *told]))
+    if room < 0:
+        raise DataError(
+            f"lengths = {length}: what {kind} tells and asks needs {-room} tokens more; give larger"
+        )
     if kind == "key-value":
         pieces = told = _fill(others, room, count)
     else:
-        told = list(others)
         text = haystack(settings.haystack, language, rng)
-        pieces = _fill(text, room - sum(map(count, told)), count, cut=True)
+        pieces = _fill(text, room, count, cut=True)
         for other in told:
             pieces.insert(rng.randint(0, len(pieces)), other)
 
@@ -255,10 +259,6 @@ def _fill(
     """The first pieces, up to `room` tokens. With `cut`, before them what fits of the
     end of the next one, as where a window begins within a sentence.
     """
-    if room < 0:
-        raise DataError(
-            f"lengths: a text needs {-room} tokens more for what it tells and asks; give larger"
-        )
     kept: list[str] = []
     for piece in pieces:
         if count(piece) <= room:
