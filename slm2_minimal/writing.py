@@ -192,10 +192,14 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 
 
 def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
+    """The model and its tokenizer, which fit each other."""
     from slm2_minimal.distributed.pretrained import load_with_tokenizer
+    from slm2_minimal.inference.single_rows import speed_up
 
     source = expand(options.model, "model")
-    return load_with_tokenizer(source, options.tokenizer, options.device)
+    model, tokenizer = load_with_tokenizer(source, options.tokenizer, options.device, dtype=None)
+    speed_up(model)
+    return model, tokenizer
 
 
 def _format(source: str) -> "Format | None":

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from slm2_minimal.report import (
     STATUS,
+    SUITES,
     TOTAL_TOKENS,
     Source,
     contradictions,
@@ -254,3 +255,14 @@ def test_no_sources_and_impossible_sources() -> None:
     assert complaint(lambda: altered("C4", tokens=-1)).startswith(
         "sources.C4.tokens = -1: must be positive"
     )
+
+
+def test_the_means_of_the_suites_follow_from_their_columns() -> None:
+    """To the digits that are given; Dutch and Portuguese have four tasks of five."""
+    own = SUITES["report_leaderboard"].rows["stablelm-2-1_6b"]
+    assert own[0] == pytest.approx(sum(own[1:]) / 6, abs=0.005)
+    for mean, *languages in SUITES["report_multilingual"].rows.values():
+        cells = sum(n * value for n, value in zip((5, 5, 5, 5, 5, 4, 4), languages, strict=True))
+        assert mean == pytest.approx(cells / 33, abs=0.1)
+    for suite in SUITES.values():
+        assert {len(row) for row in suite.rows.values()} <= {1, len(suite.columns)}

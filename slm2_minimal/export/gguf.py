@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1")
 LARGEST_F16 = 65_504.0
+ROWS = 4096  # of a tensor that are held in the file's type at a time
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -63,7 +64,7 @@ def export(
     path = _new_file(out)
     _library()
 
-    model, trained_with = load_model(source)
+    model, trained_with = load_model(source, dtype=None)
     tokenizer = _tokenizer(source, model, tokenizer_name or trained_with)
     if trained_with and chat_template is None:
         chat_template = read_chat_template(Path(trained_with))
@@ -86,8 +87,8 @@ def write(
     file_type: str,
     chat_template: str | None = None,
 ) -> None:
-    """Write a model of the given name into the file `path`, as `export`. One tensor at
-    a time is held in the file's type.
+    """Write a model of the given name into the file `path`, as `export`. ROWS at a time
+    are held in the file's type.
     """
     gguf = _library()
     matrix_type = gguf.GGMLQuantizationType[file_type.upper()]
@@ -118,19 +119,24 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
 
-    # the tensors
+    # the tensors, some rows at a time, each from a multiple of the alignment on
+    file = writer.fout[0]
     written = 0
     last_line = time.monotonic()
     for key, tensor in tensors.items():
-        array = tensor.float().contiguous().numpy()
+        writer.write_padding(file, file.tell())
         if tensor.dim() == 2:
             _check_range(key, tensor, file_type)
-            array = gguf.quantize(array, matrix_type)
-        writer.write_tensor_data(array)
-        written += array.nbytes
+        for rows in tensor.split(ROWS):
+            array = rows.float().contiguous().numpy()
+            if tensor.dim() == 2:
+                array = gguf.quantize(array, matrix_type)
+            array.tofile(file)
+            written += array.nbytes
         if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
             log.info(f"export | {written / 1e9:.2f} of {total / 1e9:.2f} GB")
+    writer.write_padding(file, file.tell())
     writer.close()
 
 
@@ -236,5 +242,5 @@ def _library() -> Any:
     try:
         import gguf
     except ImportError:
-        raise MissingExtraError("gguf", "edge", "a GGUF file") from None
+        raise MissingExtraError("gguf", "gguf", "a GGUF file") from None
     return gguf

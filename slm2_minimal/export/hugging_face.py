@@ -39,13 +39,13 @@ def export(
     folder = Path(out)
     new = _new_folders(folder)
 
-    model, name = load_model(source)
+    model, name = load_model(source, getattr(torch, dtype))
     tokenizer, missing = _tokenizer(source, model, name)
     if name and chat_template is None:
         chat_template = read_chat_template(Path(name))
 
     try:
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        model.save_pretrained(folder)
         generation = generation_config(model.config, tokenizer, chat_template)
         write_json(folder / "generation_config.json", generation)
         if tokenizer is not None:

@@ -3,20 +3,18 @@ the same weights in an exported folder, with both kinds of tokenizer.
 """
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer
 
 from slm2_minimal.config import DataError
 from slm2_minimal.evaluate.harness import NEW_TOKENS, SLM2, generation
 from slm2_minimal.evaluate.results import load_tasks
 from slm2_minimal.export.tokenizer_files import write_tokenizer
-from slm2_minimal.text.chat import TEMPLATES
+from slm2_minimal.text.chat import TEMPLATES, render
 from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from tests.models import TINY, randomised
@@ -135,10 +133,10 @@ def test_greedy_texts(both: Pair) -> None:
     """
     ours, theirs = both
     requests = []
-    for number in range(24):
+    for number in range(48):
         until = [["e"], ["\n", " de"], []][number % 3]
         settings = {"until": until, "max_gen_toks": 12, "do_sample": False}
-        requests.append(asked("generate_until", words(number, 4 * number + 1), settings))
+        requests.append(asked("generate_until", words(number, 2 * number + 1), settings))
     compared = [
         (one, other)
         for one, other in zip(
@@ -174,8 +172,6 @@ def test_every_format_is_what_transformers_makes_of_its_template(arcade: Tokeniz
     for format, template in TEMPLATES.items():
         ours = SLM2(model, arcade, format=format)
         message = {"role": "user", "content": "Hello"}
-        from slm2_minimal.text.chat import render
-
         ids, _ = render([message], format, tokenizer=arcade, generation_prompt=True)
         assert ours.tok_encode(ours.apply_chat_template([message])) == ids, template
 
@@ -243,14 +239,3 @@ def test_what_cannot_be_scored(both: Pair) -> None:
         ours.loglikelihood([asked("loglikelihood", "a", "")])
     with pytest.raises(DataError, match=r"requests\[0\].continuation = \d+ tokens: must have"):
         ours.loglikelihood([asked("loglikelihood", "a", words(5, 300))])
-
-
-def test_the_exported_tokenizer_is_the_one(both: Pair) -> None:
-    """Else equal scores would say nothing of the encoding."""
-    ours, theirs = both
-    assert theirs.tokenizer.eos_token_id == ours.eot_token_id == ours.prefix_token_id
-    assert isinstance(theirs.tokenizer, type(AutoTokenizer.from_pretrained(_folder(theirs))))
-
-
-def _folder(theirs: HFLM) -> Path:
-    return Path(theirs.tokenizer.name_or_path)
