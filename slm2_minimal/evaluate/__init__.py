@@ -10,4 +10,7 @@ Then `score.py` (how likely a continuation is), `statistics.py` (errors, and two
 on the same items), `harness.py` (the same for lm-evaluation-harness) and `results.py`
 (its tasks, one after the other): chapter 11. `quantised.py` sets a model of fewer bits
 beside its original (chapter 10).
+
+`retrieval.py` asks for numbers that it hid in long texts (chapter 13), of a model or by
+`endpoint.py` of a server; `retrieval_maps.py` draws what was found.
 """
