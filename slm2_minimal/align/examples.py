@@ -1,0 +1,157 @@
+"""The examples that come with the package, and the rules by which answers are checked.
+
+They were written for this project in the corpus' spirit, short enough for the toy.
+Translations of one another share their id, as in the corpus. Held out are whole topics,
+and of the questions about the model itself some phrasings.
+"""
+
+import functools
+import json
+import math
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from slm2_minimal.config import DataError
+from slm2_minimal.text.chat import Message
+from slm2_minimal.text.corpus import LANGUAGES, load_corpus
+from slm2_minimal.text.documents import nfc
+
+Split: TypeAlias = Literal["train", "held_out"]
+Check: TypeAlias = Mapping[str, Any]  # {"kind": ...} and what that kind of rule needs
+
+DATA_DIR = Path(__file__).parent / "data"
+SPLITS = ("train", "held_out")
+HELD_OUT_TOPICS = ("music", "sea")  # about a tenth of the instructions and of the pairs
+AROUND = " .,:;!?…¡¿“”„«»‘’"  # what may stand around an answer without changing it
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A conversation whose last message is a reference answer, which follows `check`."""
+
+    id: str
+    language: str
+    topic: str
+    messages: list[Message]
+    check: Check
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to a prompt. Where there is a `check`, only `chosen` follows it."""
+
+    id: str
+    language: str
+    topic: str
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    why: str  # what is wrong with `rejected`
+    check: Check | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question to the model about itself, and the name of the fact that answers it."""
+
+    id: str
+    language: str
+    fact: str
+    question: str
+    check: Check
+
+
+Languages: TypeAlias = Collection[str] | None  # None for all
+
+
+def load_instructions(split: Split = "train", languages: Languages = None) -> list[Instruction]:
+    """Instructions and dialogues. Raises DataError for an unknown split or language."""
+    return [Instruction(**record) for record in _records("instructions", split, languages)]
+
+
+def load_preferences(split: Split = "train", languages: Languages = None) -> list[Preference]:
+    """Pairs of a better and a worse answer, by the same arguments."""
+    return [Preference(**record) for record in _records("preferences", split, languages)]
+
+
+def load_questions(split: Split = "train", languages: Languages = None) -> list[Question]:
+    """Questions about the model itself, by the same arguments."""
+    return [Question(**record) for record in _records("questions", split, languages)]
+
+
+def load_facts() -> dict[str, dict[str, dict[str, str]]]:
+    """Who the model is: by language and name of a fact, the "right" and the "wrong"."""
+    return tomllib.loads((DATA_DIR / "facts.toml").read_text(encoding="utf-8"))
+
+
+def follows(check: Check, answer: str) -> bool:
+    """Whether an answer follows a rule, whatever its case and the punctuation around it.
+
+    `contains`, `equals` and `starts_with` want one of the texts in `any`, in whole words;
+    `lines` wants that `count` of lines, `words_at_most` one to `count` words; `language`
+    wants it to be the likeliest of the seven. Raises DataError for another kind.
+    """
+    text = _plain(answer)
+    options = [_plain(option) for option in check.get("any", [])]
+    match check["kind"]:
+        case "contains":
+            return any(re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text) for option in options)
+        case "equals":
+            return text in options
+        case "starts_with":
+            return any(re.match(rf"{re.escape(option)}(?!\w)", text) for option in options)
+        case "lines":
+            return len(answer.strip().splitlines()) == check["count"]
+        case "words_at_most":
+            return 1 <= len(re.findall(r"\S*\w\S*", text)) <= check["count"]
+        case "language":
+            return language_of(answer) == check["language"]
+    raise DataError(f"check.kind = {check['kind']!r}: unknown; see slm2_minimal.align.examples")
+
+
+def language_of(text: str) -> str | None:
+    """The language in which a text's words are likeliest, each taken by itself, by the
+    embedded corpus, which has about as much of each; None where it knows none of them.
+    """
+    words = _words(text)
+    scores = {
+        language: sum(math.log(count[word] + 0.1) for word in words)
+        for language, count in _word_counts().items()
+    }
+    return max(scores, key=scores.__getitem__) if len(set(scores.values())) > 1 else None
+
+
+@functools.cache
+def _word_counts() -> dict[str, Counter[str]]:
+    counts: dict[str, Counter[str]] = {language: Counter() for language in LANGUAGES}
+    for document in load_corpus(languages=LANGUAGES):
+        counts[document.language].update(_words(document.text))
+    return counts
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", nfc(text).casefold())
+
+
+def _plain(text: str) -> str:
+    return " ".join(nfc(text).casefold().split()).strip(AROUND)
+
+
+def _records(name: str, split: str, languages: Languages) -> Iterator[dict[str, Any]]:
+    """The records of a file that are in this split and in these languages."""
+    if split not in SPLITS:
+        raise DataError(f"split = {split!r}: unknown; one of {', '.join(SPLITS)}")
+    if languages is not None and (isinstance(languages, str) or set(languages) - set(LANGUAGES)):
+        raise DataError(f"languages = {languages!r}: must be a list of {', '.join(LANGUAGES)}")
+
+    for line in (DATA_DIR / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        by_topic = "held_out" if record.get("topic") in HELD_OUT_TOPICS else "train"
+        its_split = record.pop("split", by_topic)
+        if its_split == split and (languages is None or record["language"] in languages):
+            yield record
