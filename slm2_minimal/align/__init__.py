@@ -1,9 +1,8 @@
 """Aligning: from a model that continues text to one that answers.
 
-So far only the data is here: instructions and dialogues, pairs of a better and a worse
-answer, questions about the model itself and the facts that answer them, in the report's
-seven languages, written for this project. Each has a rule by which an answer can be
-checked without another model; of the pairs, those that are wrong by a rule do.
+So far only the data is here, in seven languages: instructions and dialogues, pairs of a
+better and a worse answer, questions about the model itself and the facts that answer
+them. Where a rule can check an answer without another model, it stands beside it.
 
-Read `examples.py`. What is held out for testing is told there in one place.
+Read `examples.py`, which also says what is held out for testing.
 """

@@ -1,8 +1,6 @@
 """The examples that come with the package, and the rules by which answers are checked.
 
-They were written for this project in the corpus' spirit, short enough for the toy.
-Translations of one another share their id, as in the corpus. Held out are whole topics,
-and of the questions about the model itself some phrasings.
+Translations of one another share their id, as in the corpus.
 """
 
 import functools
@@ -14,25 +12,25 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from slm2_minimal.config import DataError
 from slm2_minimal.text.chat import Message
 from slm2_minimal.text.corpus import LANGUAGES, load_corpus
 from slm2_minimal.text.documents import nfc
 
-Split: TypeAlias = Literal["train", "held_out"]
 Check: TypeAlias = Mapping[str, Any]  # {"kind": ...} and what that kind of rule needs
+Languages: TypeAlias = Collection[str] | None  # None for all
 
 DATA_DIR = Path(__file__).parent / "data"
 SPLITS = ("train", "held_out")
-HELD_OUT_TOPICS = ("music", "sea")  # about a tenth of the instructions and of the pairs
+HELD_OUT_TOPICS = ("music", "sea")  # a tenth of the instructions and of the pairs
 AROUND = " .,:;!?…¡¿“”„«»‘’"  # what may stand around an answer without changing it
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """A conversation whose last message is a reference answer, which follows `check`."""
+    """A conversation; its last message is a reference answer, which follows `check`."""
 
     id: str
     language: str
@@ -57,7 +55,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Question:
-    """A question to the model about itself, and the name of the fact that answers it."""
+    """A question about the model itself, and the name of the fact that answers it."""
 
     id: str
     language: str
@@ -66,20 +64,17 @@ class Question:
     check: Check
 
 
-Languages: TypeAlias = Collection[str] | None  # None for all
-
-
-def load_instructions(split: Split = "train", languages: Languages = None) -> list[Instruction]:
+def load_instructions(split: str = "train", languages: Languages = None) -> list[Instruction]:
     """Instructions and dialogues. Raises DataError for an unknown split or language."""
     return [Instruction(**record) for record in _records("instructions", split, languages)]
 
 
-def load_preferences(split: Split = "train", languages: Languages = None) -> list[Preference]:
+def load_preferences(split: str = "train", languages: Languages = None) -> list[Preference]:
     """Pairs of a better and a worse answer, by the same arguments."""
     return [Preference(**record) for record in _records("preferences", split, languages)]
 
 
-def load_questions(split: Split = "train", languages: Languages = None) -> list[Question]:
+def load_questions(split: str = "train", languages: Languages = None) -> list[Question]:
     """Questions about the model itself, by the same arguments."""
     return [Question(**record) for record in _records("questions", split, languages)]
 
@@ -90,21 +85,20 @@ def load_facts() -> dict[str, dict[str, dict[str, str]]]:
 
 
 def follows(check: Check, answer: str) -> bool:
-    """Whether an answer follows a rule, whatever its case and the punctuation around it.
+    """Whether an answer follows a rule; case and punctuation around it do not matter.
 
-    `contains`, `equals` and `starts_with` want one of the texts in `any`, in whole words;
-    `lines` wants that `count` of lines, `words_at_most` one to `count` words; `language`
-    wants it to be the likeliest of the seven. Raises DataError for another kind.
+    `contains`, `equals`, `starts_with`: one of `any`, as whole words. `lines`,
+    `words_at_most`: as `count` says. `language`: the one that `language_of` finds.
+    Raises DataError for another kind.
     """
     text = _plain(answer)
     options = [_plain(option) for option in check.get("any", [])]
     match check["kind"]:
-        case "contains":
-            return any(re.search(rf"(?<!\w){re.escape(option)}(?!\w)", text) for option in options)
         case "equals":
             return text in options
-        case "starts_with":
-            return any(re.match(rf"{re.escape(option)}(?!\w)", text) for option in options)
+        case "contains" | "starts_with" as kind:
+            before = "^" if kind == "starts_with" else r"(?<!\w)"
+            return any(re.search(rf"{before}{re.escape(option)}(?!\w)", text) for option in options)
         case "lines":
             return len(answer.strip().splitlines()) == check["count"]
         case "words_at_most":
@@ -115,12 +109,10 @@ def follows(check: Check, answer: str) -> bool:
 
 
 def language_of(text: str) -> str | None:
-    """The language in which a text's words are likeliest, each taken by itself, by the
-    embedded corpus, which has about as much of each; None where it knows none of them.
-    """
-    words = _words(text)
+    """Whose corpus makes the words likeliest; None where no corpus has any of them."""
+    # the corpora are about as large, so a word that is new to all of them tells nothing
     scores = {
-        language: sum(math.log(count[word] + 0.1) for word in words)
+        language: sum(math.log(count[word] + 0.1) for word in _words(text))
         for language, count in _word_counts().items()
     }
     return max(scores, key=scores.__getitem__) if len(set(scores.values())) > 1 else None
