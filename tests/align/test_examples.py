@@ -247,7 +247,7 @@ def test_an_unseen_question_asks_for_a_fact_that_was_trained() -> None:
         ({"kind": "lines", "count": 2}, "red\nblue\n", "red, blue"),
         ({"kind": "words_at_most", "count": 2}, "Good night !", "a very good night"),
         ({"kind": "words_at_most", "count": 2}, "Yes.", " … "),
-        ({"kind": "language", "language": "nl"}, "De deur staat open.", "Die Tür steht offen."),
+        ({"kind": "language", "language": "nl"}, "De deur staat open.", "La porte est ouverte."),
         ({"kind": "language", "language": "en"}, "The door.", "123 !"),
     ],
 )
