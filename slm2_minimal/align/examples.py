@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from slm2_minimal.config import DataError
 from slm2_minimal.text.chat import Message
+from slm2_minimal.text.conversations import HELD_OUT_TOPICS, INSTRUCTIONS
 from slm2_minimal.text.corpus import LANGUAGES, load_corpus
 from slm2_minimal.text.documents import nfc
 
@@ -23,8 +24,14 @@ Check: TypeAlias = Mapping[str, Any]  # {"kind": ...} and what that kind of rule
 Languages: TypeAlias = Collection[str] | None  # None for all
 
 DATA_DIR = Path(__file__).parent / "data"
+FILES = {
+    "instructions": INSTRUCTIONS,
+    "preferences": DATA_DIR / "preferences.jsonl",
+    "questions": DATA_DIR / "questions.jsonl",
+}
+# Held out is a tenth of the instructions and of the pairs, by HELD_OUT_TOPICS, and a
+# third of the questions.
 SPLITS = ("train", "held_out")
-HELD_OUT_TOPICS = ("music", "sea")  # a tenth of the instructions and of the pairs
 AROUND = " .,:;!?…¡¿“”„«»‘’"  # what may stand around an answer without changing it
 
 
@@ -141,7 +148,7 @@ def _records(name: str, split: str, languages: Languages) -> Iterator[dict[str, 
     if languages is not None and (isinstance(languages, str) or set(languages) - set(LANGUAGES)):
         raise DataError(f"languages = {languages!r}: must be a list of {', '.join(LANGUAGES)}")
 
-    for line in (DATA_DIR / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in FILES[name].read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         by_topic = "held_out" if record.get("topic") in HELD_OUT_TOPICS else "train"
         its_split = record.pop("split", by_topic)

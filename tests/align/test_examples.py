@@ -12,7 +12,7 @@ import pytest
 from slm2_minimal import ModelConfig, load_corpus, load_tokenizer
 from slm2_minimal.align.examples import (
     DATA_DIR,
-    HELD_OUT_TOPICS,
+    FILES,
     SPLITS,
     follows,
     language_of,
@@ -22,6 +22,7 @@ from slm2_minimal.align.examples import (
     load_questions,
 )
 from slm2_minimal.text.chat import ROLES, check_messages, render
+from slm2_minimal.text.conversations import HELD_OUT_TOPICS, embedded_instructions, messages_of
 from slm2_minimal.text.corpus import LANGUAGES
 from tests.complaints import data_error
 
@@ -65,7 +66,7 @@ def test_splits(name: str) -> None:
     """Each record is in one split, and each language in both; a tenth is held out."""
     load: Any = LOADERS[name]
     train, held_out = load("train"), load("held_out")
-    lines = (DATA_DIR / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = FILES[name].read_text(encoding="utf-8").splitlines()
     assert len(train) + len(held_out) == len(lines)
     assert {e.language for e in train} == {e.language for e in held_out} == set(LANGUAGES)
     if name == "questions":
@@ -74,6 +75,12 @@ def test_splits(name: str) -> None:
         assert {e.topic for e in held_out} == set(HELD_OUT_TOPICS)
         assert not {e.topic for e in train} & set(HELD_OUT_TOPICS)
         assert 0.09 < len(held_out) / len(lines) < 0.13
+
+
+def test_what_a_source_reads_is_what_is_not_held_out() -> None:
+    read = [(d.id, d.language, d.domain, messages_of(d.text)) for d in embedded_instructions()]
+    train = [(e.id, e.language, e.topic, e.messages) for e in load_instructions("train")]
+    assert read == train
 
 
 @pytest.mark.parametrize("records", [INSTRUCTIONS, PAIRS, QUESTIONS])
@@ -114,7 +121,7 @@ def test_roles_alternate_and_an_answer_ends_them() -> None:
 
 
 def test_text_is_clean() -> None:
-    for path in sorted(DATA_DIR.iterdir()):
+    for path in (*FILES.values(), DATA_DIR / "facts.toml"):
         text = path.read_text(encoding="utf-8")
         assert unicodedata.is_normalized("NFC", text), path
         assert not re.search(r"[\x00-\x09\x0b-\x1f\xa0\u2028\u2029]|<\||  |’’", text), path
