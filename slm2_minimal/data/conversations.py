@@ -83,7 +83,7 @@ def summary(counts: Mapping[str, int]) -> str:
     tokens = max(1, counts.get("tokens", 0))
     return (
         f"of the tokens {counts.get('learned', 0) / tokens:.1%} are learned and"
-        f" {counts.get('padding', 0) / tokens:.1%} are padding; {counts.get('shortened', 0):,}"
-        f" conversations were cut to the turns that a sequence holds, {counts.get('left out', 0):,}"
-        " left out because not one does"
+        f" {counts.get('padding', 0) / tokens:.1%} are padding; conversations cut to the turns"
+        f" that a sequence holds: {counts.get('shortened', 0):,}, left out because it holds none:"
+        f" {counts.get('left out', 0):,}"
     )

@@ -155,7 +155,10 @@ def test_counts(tiny: SentencePieceTokenizer) -> None:
     assert counts["learned"] == batch_of(laid_out).valid_tokens
     assert counts["padding"] == laid_out.num_tokens - len(ids)
     counts = {"tokens": 200, "learned": 50, "padding": 10, "shortened": 1_000, "left out": 2}
-    assert summary(counts).startswith("of the tokens 25.0% are learned and 5.0% are padding; 1,000")
+    assert summary(counts) == (
+        "of the tokens 25.0% are learned and 5.0% are padding; conversations cut to the turns that"
+        " a sequence holds: 1,000, left out because it holds none: 2"
+    )
     assert summary({}).startswith("of the tokens 0.0%")
 
 
