@@ -101,7 +101,7 @@ def _quantise_into(
     """`quantise_model`, into a folder that nobody sees yet."""
     from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
     from slm2_minimal.evaluate import quantised as evaluate
-    from slm2_minimal.export.tokenizer_files import read_chat_template, write_tokenizer
+    from slm2_minimal.export.tokenizer_files import chat_template_of, write_tokenizer
     from slm2_minimal.files import write_json
     from slm2_minimal.inference.quantise import quantise
     from slm2_minimal.model.quantised import quantised_layers
@@ -131,6 +131,6 @@ def _quantise_into(
     report = evaluate.compare(original, model, texts, tokenizer)
 
     model.bfloat16().save_pretrained(folder, SHARD_BYTES)
-    write_tokenizer(folder, tokenizer, context, read_chat_template(Path(name)))
+    write_tokenizer(folder, tokenizer, context, chat_template_of(source, name))
     write_json(folder / REPORT, report.to_json())
     return report

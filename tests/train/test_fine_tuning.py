@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from slm2_minimal.cli import main
 from slm2_minimal.config import CheckpointError, RunConfig
 from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.distributed.pretrained import chat_format, load_model
@@ -55,7 +56,9 @@ def test_from_a_run_to_an_exported_folder(tuned: Make, tmp_path: Path) -> None:
     run = tuned("whole").train.output_dir
     assert chat_format(run) == "zephyr"
     export(run, tmp_path / "exported")
-    assert format_of(tmp_path / "exported") == "zephyr"
+    assert main(["quantise", run, str(tmp_path / "small")]) == 0
+    for folder in ("exported", "small"):
+        assert format_of(tmp_path / folder) == "zephyr"
 
 
 def test_it_begins_with_the_weights_and_at_step_0(tuned: Make) -> None:
