@@ -48,8 +48,8 @@ def add_generate_options(add: Callable[..., Any]) -> None:
 
 def add_chat_options(add: Callable[..., Any]) -> None:
     formats = (
-        "zephyr, chatml or plain (default: that of the folder's chat template; of a run, plain,"
-        " for models that were never tuned)"
+        "zephyr, chatml or plain (default: that of the folder's chat template, or what a run was"
+        " tuned in; plain for one that was not)"
     )
     tokens = f"of an answer, at most (default {ANSWER}, or half the context)"
     _add_model(add)
@@ -149,7 +149,7 @@ def chat(options: argparse.Namespace, rest: list[str]) -> None:
     model, tokenizer = _load(options)
     if format is None:
         format = "plain"
-        print("(plain lines of User: and Assistant:, since a run was tuned for no format)")
+        print("(plain lines of User: and Assistant:, since this run was tuned for no format)")
     tokens = options.max_new_tokens
     if tokens is None:
         tokens = min(ANSWER, model.config.max_position_embeddings // 2)
@@ -211,12 +211,15 @@ def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
 
 
 def _format(source: str) -> "Format | None":
-    """The chat format that travels with a model's folder; None for a run, which has
-    none.
+    """The chat format that travels with a model's folder, or that a run was tuned in;
+    None for a run that was not.
     """
+    from slm2_minimal.distributed.pretrained import chat_format
     from slm2_minimal.model import hub
     from slm2_minimal.text.chat import format_of
 
+    if format := chat_format(source):
+        return format
     folder = hub.resolve(source)
     format = format_of(folder)
     if format is None and (folder / hub.CONFIG).exists():

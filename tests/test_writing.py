@@ -205,7 +205,7 @@ def test_a_run_speaks_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             patch.setattr("sys.stdin", io.StringIO("Hi\n"))
             assert main(["chat", str(folder), "--max-new-tokens", "5"]) == 0
         out, err = capsys.readouterr()
-        assert out.startswith("(plain lines of User: and Assistant:, since a run was tuned for no")
+        assert out.startswith("(plain lines of User: and Assistant:, since this run was tuned")
         assert err == ""
 
 

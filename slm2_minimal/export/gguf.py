@@ -21,7 +21,7 @@ from torch import Tensor
 from slm2_minimal.config import CheckpointError, ConfigError, DataError, MissingExtraError
 from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
 from slm2_minimal.export.gguf_tokenizer import add_tokenizer
-from slm2_minimal.export.tokenizer_files import read_chat_template
+from slm2_minimal.export.tokenizer_files import chat_template_of
 from slm2_minimal.files import whole_file
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
@@ -47,8 +47,9 @@ def export(
     line that says what was written.
 
     `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. `tokenizer_name`
-    says which tokenizer goes along where the source does not. A folder's chat template
-    goes along, too; `chat_template` replaces it. The file appears whole or not at all.
+    says which tokenizer goes along where the source does not. The template of its
+    chat format goes along, too; `chat_template` replaces it. The file appears whole or
+    not at all.
 
     Raises:
         CheckpointError: there is no such model, it holds what the format has no place
@@ -68,8 +69,8 @@ def export(
     model, trained_with = load_model(source, dtype=None)
     check_not_quantised(source, model)
     tokenizer = _tokenizer(source, model, tokenizer_name or trained_with)
-    if trained_with and chat_template is None:
-        chat_template = read_chat_template(Path(trained_with))
+    if chat_template is None:
+        chat_template = chat_template_of(source, trained_with)
     try:
         with whole_file(path) as file:
             # the library opens the file under this name itself
