@@ -4,6 +4,7 @@ import argparse
 import functools
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,12 +57,14 @@ def validation_sets() -> dict[str, ValidationSet]:
     }
 
 
-def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dict[str, Any]:
+def train_toy(
+    steps: int, validate_at: Collection[int], weights: Path | None = None, **overrides: Any
+) -> dict[str, Any]:
     """Train the toy model and return its curve: learning rate, loss and unclipped
     gradient norm of each step; validation losses after the steps named.
 
-    Nothing is written. `overrides` are those of `RunConfig.load("tiny", ...)`, with a
-    double underscore for the dot.
+    Nothing is written but the last weights, to the folder `weights`. `overrides` are
+    those of `RunConfig.load("tiny", ...)`, with a double underscore for the dot.
     """
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
     config = RunConfig.load("tiny", TOY | {"train.steps": steps} | changes)
@@ -78,6 +81,8 @@ def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dic
             found = validation_losses(trainer.model, validation_sets(), torch.device("cpu"))
             curve["validation"][step] = {name: round(loss, 4) for name, loss in found.items()}
 
+    if weights is not None:
+        trainer.model.save_pretrained(weights)
     seconds = time.perf_counter() - started
     print(f"  {changes}: {seconds:.0f} s, loss {curve['losses'][-1]:.3f}", flush=True)
     return curve
