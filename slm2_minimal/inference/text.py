@@ -130,15 +130,35 @@ def write_texts(
     stop_strings: Collection[str] = (),
 ) -> list[list[str]]:
     """The continuations of several prompts, `samples` of each, in one batch."""
-    stops = [tokenizer.eos_token_id]
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    texts = write_rows(
+        model, tokenizer, rows, max_new_tokens, sampling, samples=samples, stop_strings=stop_strings
+    )
+    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+
+
+def write_rows(
+    model: StableLM2,
+    tokenizer: Tokenizer,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    stop_strings: Collection[str] = (),
+    unwritten: Collection[int] = (),
+) -> list[str]:
+    """The continuations of prompts in ids: all samples of the first, then those of the
+    second. Ids in `unwritten` leave no text.
+    """
+    stops = [tokenizer.eos_token_id]
     writers = [Writer(tokenizer, stops, stop_strings) for _ in range(len(rows) * samples)]
     texts = [""] * len(writers)
     steps = stream(model, rows, max_new_tokens, sampling, samples=samples, stop_ids=stops)
     for step in steps:
         for number, token_id in enumerate(step.tolist()):
-            texts[number] += writers[number].push(token_id)
+            if token_id in stops or token_id not in unwritten:
+                texts[number] += writers[number].push(token_id)
         if all(writer.ended for writer in writers):
             break
-    texts = [text + writer.finish() for text, writer in zip(texts, writers, strict=True)]
-    return [texts[start : start + samples] for start in range(0, len(texts), samples)]
+    return [text + writer.finish() for text, writer in zip(texts, writers, strict=True)]
