@@ -3,6 +3,7 @@
 import argparse
 import functools
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 from slm2_minimal.config import RunConfig
 from slm2_minimal.data.training_data import open_training_data
+from slm2_minimal.evaluate.bits import text_scores
 from slm2_minimal.evaluate.validation import ValidationSet, validation_losses
-from slm2_minimal.text.corpus import LANGUAGES
+from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.corpus import LANGUAGES, load_corpus
+from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import load_tokenizer
 from slm2_minimal.train.trainer import Trainer
 
@@ -86,3 +90,24 @@ def train_toy(
     seconds = time.perf_counter() - started
     print(f"  {changes}: {seconds:.0f} s, loss {curve['losses'][-1]:.3f}", flush=True)
     return curve
+
+
+def held_out(languages: Collection[str]) -> list[Document]:
+    """Documents that no toy is trained on: parallel ones have the same place in every
+    language.
+    """
+    percent = RunConfig.preset("tiny").data.validation_percent
+    texts = load_corpus(languages=languages)
+    return [each for each in texts if is_validation(each.id, percent)]
+
+
+def scored(model: StableLM2, texts: list[Document]) -> dict[str, Any]:
+    """By language, [nats, tokens, bytes] of every document, read in windows as long as
+    the sequences of training; and the local tasks.
+    """
+    config = RunConfig.preset("tiny").data
+    tokenizer = load_tokenizer(config.tokenizer)
+    bits: dict[str, list[list[float]]] = defaultdict(list)
+    for each in text_scores(model, tokenizer, texts, context=config.seq_len):
+        bits[each.document.language].append([round(each.nats, 2), each.tokens, each.bytes])
+    return {"bits": bits}

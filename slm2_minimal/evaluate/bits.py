@@ -10,23 +10,16 @@ nothing before it, and the end of text. The bytes are those of the scored tokens
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from operator import attrgetter
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from slm2_minimal.config import IGNORE, DataError
-from slm2_minimal.model.loss import token_log_probs
+from slm2_minimal.config import DataError
+from slm2_minimal.evaluate.score import score, windows
+from slm2_minimal.evaluate.statistics import bootstrap_interval
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.documents import Document
 from slm2_minimal.text.interface import Tokenizer
-
-WINDOWS = 8  # in a batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class TextScore:
 @dataclass(frozen=True)
 class Summary:
     """Documents taken together, each with the weight of its length; `low` and `high`
-    are the ends of a 95% interval of `bits_per_byte`.
+    are the ends of the 95% interval of `bits_per_byte`, drawn over documents.
     """
 
     documents: int
@@ -76,11 +69,10 @@ def text_scores(
 ) -> list[TextScore]:
     """Score each document on its own, in windows of `context` tokens (the model's).
 
-    Windows begin every `stride` tokens, and a window scores only what no earlier one
-    did. Left out, it is `context`: every token is read once, and the first of a window
-    are scored with little before them. A smaller one gives every token but the first
-    ones at least `context - stride` tokens before it, and takes `context / stride`
-    times as long.
+    A window begins `stride` tokens after the last, and scores only what no earlier one
+    did. Left out, it is `context`: every token is read once, and those at the beginning
+    of a window have little before them. With a smaller one all but the first have at
+    least `context - stride` tokens before them, at `context / stride` times the work.
 
     Raises:
         DataError: `stride` or `context` is out of range.
@@ -92,23 +84,16 @@ def text_scores(
         if not 1 <= value <= most:
             raise DataError(f"{name} = {value}: must be from 1 to {most}")
 
+    # the windows of all documents, which are scored together
+    texts = [[*tokenizer.encode(each.text), tokenizer.eos_token_id] for each in documents]
+    parts = [list(windows(ids[1:], ids[0], context, context - stride + 1)) for ids in texts]
+    found = iter(score(model, [part for own in parts for part in own], max_length=context))
+
     scores = []
-    for document in documents:
-        ids = [*tokenizer.encode(document.text), tokenizer.eos_token_id]
-        nats = -_log_prob(model, ids, list(windows(len(ids), context, stride)))
+    for document, ids, own in zip(documents, texts, parts, strict=True):
+        nats = -sum(next(found).log_prob for _ in own)
         scores.append(TextScore(document, nats, len(ids) - 1, scored_bytes(tokenizer, ids)))
     return scores
-
-
-def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Of `length` tokens: (begin, first, end) of each window, which reads the tokens
-    from `begin` to before `end` and scores those from `first` to `end`.
-    """
-    begin, first = 0, 1
-    while first < length:
-        end = min(begin + context, length - 1)
-        yield begin, first, end
-        begin, first = begin + stride, end + 1
 
 
 def summarise(
@@ -117,62 +102,33 @@ def summarise(
     seed: int = 0,
 ) -> dict[str, Summary]:
     """Scores by language, or by whatever `by` makes of a document: its domain, its
-    source.
+    source. Documents without a scored byte are left out.
 
     Raises:
-        DataError: no token is scored in a group.
+        DataError: a group has no other.
     """
     groups: dict[str, list[TextScore]] = defaultdict(list)
-    for score in scores:
-        groups[by(score.document)].append(score)
+    for each in scores:
+        groups[by(each.document)].append(each)
     return {name: _summary(name, group, seed) for name, group in groups.items()}
 
 
-def ratio_interval(
-    parts: Sequence[float], sizes: Sequence[float], seed: int = 0, samples: int = 2000
-) -> tuple[float, float]:
-    """A 95% interval of sum(parts) / sum(sizes): documents are drawn with replacement.
-
-    With a difference of two models' nats as `parts`, it is that of the difference. Of
-    few documents, fewer than about twenty, it is somewhat too narrow.
-    """
-    pairs = np.array([parts, sizes], dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    drawn = [rng.integers(len(parts), size=len(parts)) for _ in range(samples)]
-    sums = np.array([pairs[:, chosen].sum(1) for chosen in drawn])
-    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _summary(name: str, scores: Sequence[TextScore], seed: int) -> Summary:
-    nats = [score.nats for score in scores]
-    sizes = [score.bytes for score in scores]
-    if not sum(sizes):
+    scored = [each for each in scores if each.bytes]
+    if not scored:
         raise DataError(f"{name} = {len(scores)} documents: no text to score; give longer ones")
+    nats, sizes = [each.nats for each in scored], [each.bytes for each in scored]
+    low, high = bootstrap_interval(nats, sizes, seed=seed)
 
-    total, tokens = sum(nats), sum(score.tokens for score in scores)
+    total, tokens, size = sum(nats), sum(each.tokens for each in scored), sum(sizes)
     loss = total / tokens
-    low, high = (end / math.log(2) for end in ratio_interval(nats, sizes, seed))
-    bits = bits_per_byte(total, sum(sizes))
-    return Summary(len(scores), tokens, sum(sizes), loss, math.exp(loss), bits, low, high)
-
-
-@torch.no_grad()
-def _log_prob(model: StableLM2, ids: list[int], parts: list[tuple[int, int, int]]) -> float:
-    """Of all that the windows score. Shorter windows are filled up at their ends, where
-    causal attention does not look.
-    """
-    device = next(model.parameters()).device
-    total = 0.0
-    for start in range(0, len(parts), WINDOWS):
-        batch = parts[start : start + WINDOWS]
-        width = max(end - begin for begin, _, end in batch)
-        inputs = torch.zeros(len(batch), width, dtype=torch.long)
-        labels = torch.full_like(inputs, IGNORE)
-        for row, (begin, first, end) in enumerate(batch):
-            inputs[row, : end - begin] = torch.tensor(ids[begin:end])
-            labels[row, first - 1 - begin : end - begin] = torch.tensor(ids[first : end + 1])
-        head = partial(token_log_probs, labels=labels.to(device))
-        log_probs: Float[Tensor, "B T"] = model(inputs.to(device), head=head)
-        total += log_probs.sum(dtype=torch.float64).item()
-    return total
+    return Summary(
+        documents=len(scored),
+        tokens=tokens,
+        bytes=size,
+        loss=loss,
+        perplexity=math.exp(loss),
+        bits_per_byte=bits_per_byte(total, size),
+        low=bits_per_byte(low, 1),
+        high=bits_per_byte(high, 1),
+    )
