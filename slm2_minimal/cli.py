@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slm2_minimal import quantising, writing
+from slm2_minimal import evaluating, quantising, writing
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
 from slm2_minimal.config.errors import shown
 from slm2_minimal.config.overrides import integer, split_overrides
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_export,
     ):
         add(commands)
+    evaluating.add_options(_command(commands, "evaluate", evaluating.evaluate, evaluating.SUMMARY))
     quantising.add_options(_command(commands, "quantise", quantising.quantise, quantising.SUMMARY))
     summary = "what this machine has: devices, formats, measured rates, installed extras"
     _command(commands, "doctor", _doctor, summary)

@@ -1,4 +1,5 @@
-"""What the report says, as data: Table 1, what a mix costs, and the run's own figures.
+"""What the report says, as data: Table 1, what a mix costs, the run's own figures, and
+the tables of its evaluation.
 
 The head of the data's flow: it says which text to get and how much of it, `mixture` in
 which order it is read. The names of Table 1 are confirmed, its other figures are known
@@ -160,6 +161,44 @@ def shares(
     total = sum(tokens.values())
     largest_first = sorted(tokens.items(), key=lambda item: -item[1])
     return {key: count / total for key, count in largest_first}
+
+
+class Suite(NamedTuple):
+    """One table of the report's evaluation, in percent."""
+
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]  # by model; where only the mean is known, that alone
+
+
+# By the name of their group in evaluate/tasks/report.
+SUITES_STATUS = "confirmed: model cards and the authors' own result files"
+SUITES = {
+    # shots: 25, 10, 5, 0, 5, 5; the public board's own run differs in the second decimal
+    "report_leaderboard": Suite(
+        ("mean", "ARC", "HellaSwag", "MMLU", "TruthfulQA", "Winogrande", "GSM8K"),
+        {
+            "stablelm-2-1_6b": (45.54, 43.43, 70.49, 38.93, 36.65, 65.90, 17.82),
+            "stablelm-2-zephyr-1_6b": (49.89,),
+            "phi-2": (61.32,),
+            "phi-1_5": (47.69,),
+            "Qwen-1.8B": (44.75,),
+            "TinyLlama-1.1B-3T": (36.40,),
+            "falcon-rw-1b": (37.07,),
+        },
+    ),
+    # zero-shot means by language; the first is that of the 33 cells of task and language
+    "report_multilingual": Suite(
+        ("mean", "en", "de", "es", "fr", "it", "nl", "pt"),
+        {
+            "stablelm-2-zephyr-1_6b": (40.1, 49.5, 37.1, 36.2, 39.3, 39.0, 39.6, 40.1),
+            "stablelm-2-1_6b": (39.0, 49.2, 35.7, 35.2, 38.8, 38.1, 37.7, 37.9),
+            "gemma-2b": (38.6, 48.6, 35.5, 37.4, 38.4, 36.5, 35.2, 37.8),
+            "phi-2": (34.9, 55.8, 28.5, 33.1, 32.5, 29.3, 29.9, 34.1),
+            "Qwen1.5-1.8B": (34.3, 46.3, 31.0, 30.8, 33.5, 32.1, 31.8, 34.2),
+            "TinyLlama-1.1B-3T": (33.9, 42.4, 30.9, 32.7, 34.0, 32.2, 31.6, 33.1),
+        },
+    ),
+}
 
 
 class Cost(NamedTuple):

@@ -192,25 +192,10 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 
 
 def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
-    """The model and its tokenizer, which fit each other."""
-    from slm2_minimal.distributed.device import pick_device
-    from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
-    from slm2_minimal.text.tokenizer import Arcade100k, load_tokenizer
+    from slm2_minimal.distributed.pretrained import load_with_tokenizer
 
-    named = None
-    if options.tokenizer is not None:  # before the model, which takes long
-        named = load_tokenizer(expand(options.tokenizer, "tokenizer"))
     source = expand(options.model, "model")
-    model, trained_with = load_model(source)
-    vocab_size = model.config.vocab_size
-    if named is None and trained_with is None and vocab_size != Arcade100k.padded_vocab_size:
-        raise UserError(
-            f"tokenizer: {source!r} has none, and its {vocab_size} ids are not arcade100k's; name"
-            " the one it was trained with by --tokenizer"
-        )
-    tokenizer = named or load_tokenizer(trained_with or "arcade100k")
-    check_tokenizer(source, model, tokenizer)
-    return model.to(pick_device(options.device)), tokenizer
+    return load_with_tokenizer(source, options.tokenizer, options.device)
 
 
 def _format(source: str) -> "Format | None":

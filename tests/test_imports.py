@@ -24,7 +24,7 @@ FLOORS = (
     {"data", "distributed", "inference"},
     {"prepare", "evaluate", "export"},
     {"train"},
-    {"align", "launch", "quantising", "writing"},
+    {"align", "evaluating", "launch", "quantising", "writing"},
     {"cli", "teach"},
     {"__main__", "top"},
 )

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from slm2_minimal.config import CheckpointError, DataError
+from slm2_minimal.config import CheckpointError, DataError, UserError
+from slm2_minimal.config.paths import expand
 from slm2_minimal.distributed.checkpoint import (
     BEST,
     MODEL,
@@ -20,13 +21,13 @@ from slm2_minimal.distributed.checkpoint import (
     steps,
     weights_of,
 )
-from slm2_minimal.distributed.device import require_memory
+from slm2_minimal.distributed.device import pick_device, require_memory
 from slm2_minimal.distributed.world import World
 from slm2_minimal.files import read_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.quantised import quantised_layers
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.text.tokenizer import Tokenizer, find_tokenizer
+from slm2_minimal.text.tokenizer import Arcade100k, Tokenizer, find_tokenizer, load_tokenizer
 
 # Fields of a model's configuration on which no weight depends.
 FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
@@ -88,6 +89,28 @@ def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
         tensors[name] = tensors.pop(hub.TABLE)
     read_tensors(folder, tensors, world)
     return tokenizer
+
+
+def load_with_tokenizer(
+    path_or_id: str, tokenizer: str | None = None, device: str = "auto"
+) -> tuple[StableLM2, Tokenizer]:
+    """(model on the device, its tokenizer or the named one, which fit each other).
+
+    Raises UserError where the model has none and none is named.
+    """
+    named = None
+    if tokenizer is not None:  # before the model, which takes long
+        named = load_tokenizer(expand(tokenizer, "tokenizer"))
+    model, trained_with = load_model(path_or_id)
+    vocab_size = model.config.vocab_size
+    if named is None and trained_with is None and vocab_size != Arcade100k.padded_vocab_size:
+        raise UserError(
+            f"tokenizer: {path_or_id!r} has none, and its {vocab_size} ids are not arcade100k's;"
+            " name the one it was trained with by --tokenizer"
+        )
+    chosen = named or load_tokenizer(trained_with or "arcade100k")
+    check_tokenizer(path_or_id, model, chosen)
+    return model.to(pick_device(device)), chosen
 
 
 def check_tokenizer(path_or_id: str, model: StableLM2, tokenizer: Tokenizer) -> None:

