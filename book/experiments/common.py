@@ -8,10 +8,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from slm2_minimal.config import RunConfig
 from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.evaluate.bits import text_scores
+from slm2_minimal.evaluate.harness import SLM2
+from slm2_minimal.evaluate.results import load_tasks, run_tasks
 from slm2_minimal.evaluate.validation import ValidationSet, validation_losses
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.corpus import LANGUAGES, load_corpus
@@ -101,13 +104,25 @@ def held_out(languages: Collection[str]) -> list[Document]:
     return [each for each in texts if is_validation(each.id, percent)]
 
 
-def scored(model: StableLM2, texts: list[Document]) -> dict[str, Any]:
-    """By language, [nats, tokens, bytes] of every document, read in windows as long as
-    the sequences of training; and the local tasks.
+@functools.cache
+def local_tasks(names: tuple[str, ...]) -> dict[str, Any]:
+    """The tasks and groups, with their items."""
+    return load_tasks(names)
+
+
+def scored(model: StableLM2, texts: list[Document], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """`bits`: by language, [nats, tokens, bytes] of every document, read in windows as
+    long as the sequences of training. `tasks`: the share of right answers by task and
+    language.
     """
     config = RunConfig.preset("tiny").data
     tokenizer = load_tokenizer(config.tokenizer)
     bits: dict[str, list[list[float]]] = defaultdict(list)
     for each in text_scores(model, tokenizer, texts, context=config.seq_len):
         bits[each.document.language].append([round(each.nats, 2), each.tokens, each.bytes])
-    return {"bits": bits}
+
+    *_, found = run_tasks(SLM2(model, tokenizer), local_tasks(tasks))
+    right = {
+        name: round(float(np.mean(values["acc"])), 4) for name, values in found["items"].items()
+    }
+    return {"bits": bits, "tasks": right}

@@ -122,8 +122,8 @@ def train(cut: str, seed: int, steps: int) -> StableLM2:
 
 @torch.no_grad()
 def measure(model: StableLM2, additions: Sequence[Addition], cut: str) -> dict[str, float]:
-    """`right`: the share whose sum and its end are the likeliest at every token, which is
-    what greedy writing would give. `nats`: what a sum with its end costs on average.
+    """`right`: the share whose sum and end of sum are the likeliest token by token, as
+    greedy writing would give them. `nats`: what a sum and its end cost on average.
     """
     ids, labels = batch(additions, cut)
     log_probs = model(ids, head=partial(token_log_probs, labels=labels))
@@ -143,12 +143,12 @@ def main() -> None:
     for cut, seed in itertools.product(CUTS, range(seeds)):
         if (cut, seed) in done:
             continue
-        started = time.perf_counter()
+        started = time.process_time()
         model = train(cut, seed, steps)
         found = {str(digits): measure(model, own, cut) for digits, own in asked.items()}
         run = {"cut": cut, "seed": seed, "digits": found}
         run["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-        run["seconds"] = round(time.perf_counter() - started)
+        run["seconds"] = round(time.process_time() - started)
         runs.append(run)
         print(run, flush=True)
         counts = {str(digits): len(own) for digits, own in asked.items()}
