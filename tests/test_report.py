@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from slm2_minimal.report import (
     STATUS,
+    SUITES,
     TOTAL_TOKENS,
     Source,
     contradictions,
@@ -254,3 +255,13 @@ def test_no_sources_and_impossible_sources() -> None:
     assert complaint(lambda: altered("C4", tokens=-1)).startswith(
         "sources.C4.tokens = -1: must be positive"
     )
+
+
+def test_the_multilingual_means_are_those_of_33_cells() -> None:
+    """Five tasks a language, but for Dutch and Portuguese, which have no LAMBADA."""
+    suite = SUITES["report_multilingual"]
+    assert suite.columns == ("mean", *LANGUAGES)
+    cells = [4 if name in ("nl", "pt") else 5 for name in LANGUAGES]
+    for name, (mean, *row) in suite.rows.items():
+        by_hand = sum(n * value for n, value in zip(cells, row, strict=True)) / 33
+        assert by_hand == pytest.approx(mean, abs=0.06), name
