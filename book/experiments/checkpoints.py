@@ -23,11 +23,11 @@ from common import held_out, scored
 
 OUT = Path(__file__).parents[1] / "recorded" / "checkpoints.json"
 EVERY = 100
-SCORED = (100, 200, 400, 600, 800, 1000, 1200)
+SCORED = (100, 300, 600, 1200)
 TASKS = tuple(
     f"local_{name}" for name in ("cloze", "next", "order", "agreement", "translation", "arithmetic")
 )
-WINDOWS = ((256, 256), (256, 128), (256, 32), (64, 64), (64, 32), (64, 8))
+WINDOWS = ((256, 256), (256, 128), (64, 64), (64, 32))
 
 
 def by_window(folder: Path) -> list[list[float]]:

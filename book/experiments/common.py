@@ -38,6 +38,8 @@ TOY: dict[str, Any] = {
     "train.output_dir": "runs/experiments",  # nothing is written there
 }
 
+ITEMS = 48  # of every task and language, in blocks of four
+
 
 def parse_options(description: str | None, steps: int, seeds: int) -> argparse.Namespace:
     """`--steps` and `--seeds` of a script, with these defaults."""
@@ -113,7 +115,7 @@ def local_tasks(names: tuple[str, ...]) -> dict[str, Any]:
 def scored(model: StableLM2, texts: list[Document], tasks: tuple[str, ...]) -> dict[str, Any]:
     """`bits`: by language, [nats, tokens, bytes] of every document, read in windows as
     long as the sequences of training. `tasks`: the share of right answers by task and
-    language.
+    language, of the first ITEMS.
     """
     config = RunConfig.preset("tiny").data
     tokenizer = load_tokenizer(config.tokenizer)
@@ -121,7 +123,7 @@ def scored(model: StableLM2, texts: list[Document], tasks: tuple[str, ...]) -> d
     for each in text_scores(model, tokenizer, texts, context=config.seq_len):
         bits[each.document.language].append([round(each.nats, 2), each.tokens, each.bytes])
 
-    *_, found = run_tasks(SLM2(model, tokenizer), local_tasks(tasks))
+    *_, found = run_tasks(SLM2(model, tokenizer), local_tasks(tasks), limit=ITEMS)
     right = {
         name: round(float(np.mean(values["acc"])), 4) for name, values in found["items"].items()
     }
