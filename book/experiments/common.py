@@ -8,7 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from slm2_minimal.config import RunConfig
 from slm2_minimal.data.training_data import open_training_data
@@ -124,7 +123,5 @@ def scored(model: StableLM2, texts: list[Document], tasks: tuple[str, ...]) -> d
         bits[each.document.language].append([round(each.nats, 2), each.tokens, each.bytes])
 
     *_, found = run_tasks(SLM2(model, tokenizer), local_tasks(tasks), limit=ITEMS)
-    right = {
-        name: round(float(np.mean(values["acc"])), 4) for name, values in found["items"].items()
-    }
+    right = {name: round(found["results"][name]["acc,none"], 4) for name in found["items"]}
     return {"bits": bits, "tasks": right}

@@ -33,10 +33,9 @@ LENGTHS = (1, 2, 3, 4, 5)  # digits of both numbers
 TESTS = 200  # of each length
 BATCH = 32  # additions
 PEAK, WARMUP = 3e-3, 0.05  # of the steps
-CUTS = {  # how a number falls into tokens
+CUTS = {  # how a number falls into tokens: as in Arcade100k, and as in cl100k
     "single": r"\d",
     "left": r"\d{1,3}",
-    "right": r"\d{1,3}(?=(?:\d{3})*(?!\d))",
 }
 SIGNS = ("\n", "+", "=")  # the first closes a sum, and fills up rows
 
