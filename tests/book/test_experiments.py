@@ -91,11 +91,7 @@ def test_a_run_that_comes_to_no_end_has_diverged(
 
 
 @pytest.mark.parametrize(
-    ("cut", "pieces"),
-    [
-        ("single", "1|2|3|4|+|7|=|1|2|4|1|\n"),
-        ("left", "123|4|+|7|=|124|1|\n"),
-    ],
+    ("cut", "pieces"), [("single", "1|2|3|4|+|7|=|1|2|4|1|\n"), ("left", "123|4|+|7|=|124|1|\n")]
 )
 def test_numbers_are_cut_as_named_and_only_sums_are_learned(
     digits: ModuleType, cut: str, pieces: str
