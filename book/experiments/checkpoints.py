@@ -1,0 +1,75 @@
+"""Chapter 12's other record: the tiny preset's run, scored at its checkpoints.
+
+    python book/experiments/checkpoints.py [FOLDER]
+
+Trains as `make train` does and keeps every hundredth step (or goes on with FOLDER, or
+only scores it where it is finished). The record is written after every checkpoint.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from slm2_minimal.config import RunConfig
+from slm2_minimal.distributed.pretrained import load_model
+from slm2_minimal.evaluate.bits import summarise, text_scores
+from slm2_minimal.teach import load_record, save_record
+from slm2_minimal.text.corpus import LANGUAGES
+from slm2_minimal.text.tokenizer import load_tokenizer
+from slm2_minimal.train.trainer import Trainer
+
+from common import held_out, scored
+
+OUT = Path(__file__).parents[1] / "recorded" / "checkpoints.json"
+EVERY = 100
+SCORED = (100, 300, 600, 1200)
+TASKS = tuple(
+    f"local_{name}" for name in ("cloze", "next", "order", "agreement", "translation", "arithmetic")
+)
+WINDOWS = ((256, 256), (256, 128), (64, 64), (64, 32))
+
+
+def by_window(folder: Path) -> list[list[float]]:
+    """(context, stride, bits per byte) of English with the last weights."""
+    model, name = load_model(str(folder))
+    assert name is not None
+    rows = []
+    for context, stride in WINDOWS:
+        found = text_scores(model, load_tokenizer(name), held_out(["en"]), stride, context)
+        rows.append([context, stride, round(summarise(found)["en"].bits_per_byte, 4)])
+    return rows
+
+
+def main() -> None:
+    """Train, score and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/checkpoints"))
+    folder = parser.parse_args().folder
+    started = time.process_time()
+    changes = {"save_every": EVERY, "keep_checkpoints": 1200 // EVERY, "output_dir": str(folder)}
+    config = RunConfig.load("tiny", {f"train.{key}": value for key, value in changes.items()})
+    Trainer.from_config(config).run()
+
+    texts = held_out([*LANGUAGES, "math"])
+    results: dict[str, Any] = {"documents": [each.id for each in texts if each.language == "en"]}
+    results["points"] = load_record(OUT)["results"]["points"] if OUT.is_file() else []
+    spent = load_record(OUT)["seconds"] if OUT.is_file() else 0
+    done = {point["step"] for point in results["points"]}
+    for step in SCORED:
+        if step in done:
+            continue
+        checkpoint = folder / f"step-{step:08d}"
+        point = {"step": step, **scored(load_model(str(checkpoint))[0], texts, TASKS)}
+        results["points"].append(point)
+        if step == SCORED[-1]:
+            results["windows"] = by_window(checkpoint)
+        seconds = spent + time.process_time() - started
+        save_record(OUT, "python book/experiments/checkpoints.py", results, seconds)
+        print(f"  step {step}: {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
