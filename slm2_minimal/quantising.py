@@ -97,19 +97,17 @@ def _quantise_into(
     tokenizer_name: str | None,
 ) -> "Report":
     """`quantise_model`, into a folder that nobody sees yet."""
-    from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+    from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
     from slm2_minimal.evaluate import quantised as evaluate
-    from slm2_minimal.export.tokenizer_files import read_chat_template, write_tokenizer
+    from slm2_minimal.export.tokenizer_files import chat_template_of, write_tokenizer
     from slm2_minimal.files import write_json
     from slm2_minimal.inference.quantise import quantise
     from slm2_minimal.model.precision import Fp32Activations
-    from slm2_minimal.model.quantised import quantised_layers
     from slm2_minimal.text.tokenizer import load_tokenizer
 
     # the model and its tokenizer
     original, own = load_model(source, dtype=None)
-    if next(quantised_layers(original), None) is not None:
-        raise DataError(f"model = {source!r}: is quantised already; name the original")
+    check_not_quantised(source, original)
     name = tokenizer_name or own or "arcade100k"
     tokenizer = load_tokenizer(name)
     check_tokenizer(source, original, tokenizer)
@@ -130,6 +128,6 @@ def _quantise_into(
         report = evaluate.compare(original, model, texts, tokenizer)
 
     model.save_pretrained(folder)
-    write_tokenizer(folder, tokenizer, context, read_chat_template(Path(name)))
+    write_tokenizer(folder, tokenizer, context, chat_template_of(source, name))
     write_json(folder / REPORT, report.to_json())
     return report

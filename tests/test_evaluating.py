@@ -140,6 +140,11 @@ def test_texts_and_shots(slm2: Run, run_folder: Path, tmp_path: Path) -> None:
     assert code == 0
     assert f"{'texts':<32} {1:>5} {3:>6}  exact_match" in printed
 
+    path = write_task(tmp_path, "no_shots", ITEMS[:3], num_fewshot=0)
+    code, printed, complaint = slm2("evaluate", run_folder, "--tasks", path, "--shots", 1)
+    assert f"{'no_shots':<32} {0:>5}" in printed
+    assert "warning: shots = 1: not of tasks that say 0 themselves: no_shots\n" in complaint
+
 
 def test_a_conversation(
     slm2: Run, run_folder: Path, choice: Path, monkeypatch: pytest.MonkeyPatch

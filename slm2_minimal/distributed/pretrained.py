@@ -1,6 +1,5 @@
 """A model's weights from wherever they lie: a run, a checkpoint, a folder, the Hub."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from slm2_minimal.files import read_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.quantised import quantised_layers
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.chat import Format
 from slm2_minimal.text.tokenizer import Arcade100k, Tokenizer, find_tokenizer, load_tokenizer
 
 # Fields of a model's configuration on which no weight depends.
@@ -51,11 +51,7 @@ def load_model(
         else:
             files = folder.glob("*.safetensors")
             _check_memory(path_or_id, sum(file.stat().st_size for file in files), world)
-        model = StableLM2.from_pretrained(folder, dtype)
-        table = model.model.embed_tokens.weight
-        for _, layer in islice(quantised_layers(model), 1):  # says so before any text
-            layer.choose(torch.ones(1, layer.in_features, dtype=table.dtype))
-        return model, _tokenizer_in(folder)
+        return StableLM2.from_pretrained(folder, dtype), _tokenizer_in(folder)
 
     saved = saved_config(folder, state)
     _check_memory(path_or_id, 4 * saved.model.num_parameters(), world)
@@ -121,6 +117,26 @@ def load_with_tokenizer(
     chosen = named or load_tokenizer(trained_with or "arcade100k")
     check_tokenizer(path_or_id, model, chosen)
     return model.to(pick_device(device)), chosen
+
+
+def check_not_quantised(path_or_id: str, model: StableLM2) -> None:
+    """Raise DataError for a model of integer weights, where an original is needed."""
+    if next(quantised_layers(model), None) is not None:
+        raise DataError(f"model = {path_or_id!r}: is quantised already; name the original")
+
+
+def chat_format(path_or_id: str) -> Format | None:
+    """The format of the conversations that a run was trained on; None for a run on
+    text, and for what is no run.
+    """
+    folder = _checkpoint_of(Path(path_or_id))
+    if folder is None:
+        return None
+    try:
+        data = saved_config(folder, read_json(folder / STATE)).data
+    except (OSError, ValueError):  # `load_model` says what is wrong
+        return None
+    return data.chat if data.is_chat else None
 
 
 def check_tokenizer(path_or_id: str, model: StableLM2, tokenizer: Tokenizer) -> None:

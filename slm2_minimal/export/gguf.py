@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from slm2_minimal.config import CheckpointError, ConfigError, DataError, MissingExtraError
-from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
 from slm2_minimal.export.gguf_tokenizer import add_tokenizer
-from slm2_minimal.export.tokenizer_files import read_chat_template
+from slm2_minimal.export.tokenizer_files import chat_template_of
 from slm2_minimal.files import whole_file
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
@@ -47,16 +47,18 @@ def export(
     line that says what was written.
 
     `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. `tokenizer_name`
-    says which tokenizer goes along where the source does not. A folder's chat template
-    goes along, too; `chat_template` replaces it. The file appears whole or not at all.
+    says which tokenizer goes along where the source does not. The template of its
+    chat format goes along, too; `chat_template` replaces it. The file appears whole or
+    not at all.
 
     Raises:
         CheckpointError: there is no such model, it holds what the format has no place
         for, or its tokenizer's file is another now.
         ConfigError: there is no such type, its blocks do not divide the rows, or the
         model turns no dimension, which llama.cpp cannot run.
-        DataError: `out` is there or cannot be written, there is no tokenizer or none
-        that llama.cpp can follow, or a weight is too large for the type.
+        DataError: `out` is there or cannot be written, the model is quantised, there is
+        no tokenizer or none that llama.cpp can follow, or a weight is too large for the
+        type.
         MissingExtraError: the library `gguf` is not installed.
     """
     if file_type not in TYPES:
@@ -65,9 +67,10 @@ def export(
     _library()
 
     model, trained_with = load_model(source, dtype=None)
+    check_not_quantised(source, model)
     tokenizer = _tokenizer(source, model, tokenizer_name or trained_with)
-    if trained_with and chat_template is None:
-        chat_template = read_chat_template(Path(trained_with))
+    if chat_template is None:
+        chat_template = chat_template_of(source, trained_with)
     try:
         with whole_file(path) as file:
             # the library opens the file under this name itself

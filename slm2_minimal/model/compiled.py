@@ -76,7 +76,8 @@ def product_of_codes(
     them with a scale: to about 1 / 65,000 or 1 / 250 of the largest.
     """
     rows, groups = scale.shape
-    assert x.shape[1] % 64 == 0 and x.shape[1] // groups % 32 == 0
+    assert x.shape[1] % 64 == 0
+    assert x.shape[1] // groups % 32 == 0
     bits = 8 if codes.dtype == torch.int8 else 4
     x, y = x.float().contiguous(), torch.empty(len(x), rows, dtype=torch.float32)
     call("product_of_codes", codes, scale, offset, x, y, *x.shape, rows, groups, bits)

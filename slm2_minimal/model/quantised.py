@@ -276,8 +276,15 @@ class QuantisedLinear(nn.Module):
         if self.settings.bits == 8:
             self.codes = int_kernels.by_groups(self.codes, groups).view_as(self.codes)
             return
-        nibbles = (unpack_nibbles(part) + 8 for part in self.codes.split(int_kernels.ROWS))
-        self.codes = torch.cat([int_kernels.to_blocks(part.view(torch.uint8)) for part in nibbles])
+
+        # some rows at a time, beside which only the result is held
+        blocks = torch.empty_like(self.codes)
+        for part, out in zip(
+            self.codes.split(int_kernels.ROWS), blocks.split(int_kernels.ROWS), strict=True
+        ):
+            nibbles = (unpack_nibbles(part) + 8).view(torch.uint8)
+            out.copy_(int_kernels.to_blocks(nibbles))
+        self.codes = blocks
         offset = torch.zeros_like(self.scale) if self.offset is None else self.offset
         self.tiled_scales = torch.stack([self.scale.T, offset.T], dim=-1).contiguous()
         self.scale = self.tiled_scales[..., 0].T

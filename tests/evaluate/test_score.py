@@ -104,9 +104,11 @@ def test_an_empty_context_is_the_end_of_text(model: StableLM2) -> None:
         score(without, [Request([], [3])])
 
 
-def test_what_a_shorter_window_leaves(model: StableLM2) -> None:
-    request = Request([1, 2, 3, 4, 5, 6], [2, 4])
-    [found] = score(model, [request], max_length=4)
+def test_what_a_shorter_window_leaves(model: StableLM2, caplog: pytest.LogCaptureFixture) -> None:
+    requests = [Request([1, 2, 3, 4, 5, 6], [2, 4]), Request([1, 2, 3], [2, 4])]
+    with caplog.at_level("INFO", "slm2_minimal"):
+        found, _ = score(model, requests, max_length=4)
+    assert caplog.messages == ["scoring | 1 of 2 contexts are cut to fit 4 tokens"]
     assert found.log_prob == pytest.approx(alone(model, [4, 5, 6], [2, 4]).log_prob, abs=1e-5)
 
 
