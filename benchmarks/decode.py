@@ -63,11 +63,13 @@ def run_ours(folder: Path, dtype: str) -> Run:
     from slm2_minimal.distributed.pretrained import load_model
     from slm2_minimal.inference.generate import stream
     from slm2_minimal.inference.sampling import Sampling
+    from slm2_minimal.inference.single_rows import speed_up
 
     if dtype in ("int8", "int4"):
         model, _ = load_model(str(folder))
     else:
         model = StableLM2.from_pretrained(folder, getattr(torch, dtype))
+        speed_up(model)
     greedy = Sampling(temperature=0.0)
 
     def write(ids: list[int], new: int = NEW) -> list[float]:
@@ -162,6 +164,7 @@ def write_files(scratch: Path, layers: int) -> None:
         if not out.exists():
             print(f"writing: {out.name}", flush=True)
             words = ["export", str(plain), str(out), "--format", "gguf", "--type", kind]
+            words += ["--tokenizer", "arcade100k"]
             subprocess.run([sys.executable, "-m", "slm2_minimal", *words], check=True)
 
 

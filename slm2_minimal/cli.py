@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slm2_minimal import evaluating, quantising, writing
+from slm2_minimal import evaluating, evaluating_retrieval, quantising, writing
 from slm2_minimal.config import RunConfig, UserError, parse_overrides, preset_names
 from slm2_minimal.config.errors import shown
 from slm2_minimal.config.overrides import integer, split_overrides
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         overrides, words = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        if words[:2] == ["evaluate", "retrieval"]:  # one command of two words
+            words[:2] = ["evaluate retrieval"]
         options, rest = _parser().parse_known_args(words)
         rest += overrides
         if rest and options.command not in TAKE_A_CONFIG:
@@ -107,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(commands)
     evaluating.add_options(_command(commands, "evaluate", evaluating.evaluate, evaluating.SUMMARY))
+    _add_evaluate_retrieval(commands)
     quantising.add_options(_command(commands, "quantise", quantising.quantise, quantising.SUMMARY))
     summary = "what this machine has: devices, formats, measured rates, installed extras"
     _command(commands, "doctor", _doctor, summary)
@@ -241,6 +244,11 @@ def _add_generate(commands: Any) -> None:
 def _add_chat(commands: Any) -> None:
     summary = "talk with a model in the terminal"
     writing.add_chat_options(_command(commands, "chat", writing.chat, summary))
+
+
+def _add_evaluate_retrieval(commands: Any) -> None:
+    call, summary = evaluating_retrieval.evaluate_retrieval, evaluating_retrieval.SUMMARY
+    evaluating_retrieval.add_options(_command(commands, "evaluate retrieval", call, summary))
 
 
 def _add_export(commands: Any) -> None:

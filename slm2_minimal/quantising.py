@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "write a model with weights of 8 or 4 bits, and say what they cost"
 REPORT = "quantisation.json"
-# A file is mapped until all of its codes lie as a kernel wants them.
-SHARD_BYTES = 200_000_000
 
 
 def add_options(add: Callable[..., Any]) -> None:
@@ -99,38 +97,37 @@ def _quantise_into(
     tokenizer_name: str | None,
 ) -> "Report":
     """`quantise_model`, into a folder that nobody sees yet."""
-    from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+    from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
     from slm2_minimal.evaluate import quantised as evaluate
-    from slm2_minimal.export.tokenizer_files import read_chat_template, write_tokenizer
+    from slm2_minimal.export.tokenizer_files import chat_template_of, write_tokenizer
     from slm2_minimal.files import write_json
     from slm2_minimal.inference.quantise import quantise
-    from slm2_minimal.model.quantised import quantised_layers
+    from slm2_minimal.model.precision import Fp32Activations
     from slm2_minimal.text.tokenizer import load_tokenizer
 
     # the model and its tokenizer
-    original, own = load_model(source)
-    if next(quantised_layers(original), None) is not None:
-        raise DataError(f"model = {source!r}: is quantised already; name the original")
+    original, own = load_model(source, dtype=None)
+    check_not_quantised(source, original)
     name = tokenizer_name or own or "arcade100k"
     tokenizer = load_tokenizer(name)
     check_tokenizer(source, original, tokenizer)
 
-    # fewer bits, and what they cost
+    # fewer bits, and what they cost, whatever the format of the activations
     context = original.config.max_position_embeddings
     batch = evaluate.calibration(calibrated, tokenizer, context) if calibrated else None
     texts = evaluate.held_out(calibrated)
-    model = quantise(
-        original,
-        settings.bits,
-        settings.group,
-        symmetric=settings.symmetric,
-        method=settings.method,
-        calibration=batch,
-    )
-    model.bfloat16().float()  # computed as it will be when it is read again
-    report = evaluate.compare(original, model, texts, tokenizer)
+    with Fp32Activations():
+        model = quantise(
+            original,
+            settings.bits,
+            settings.group,
+            symmetric=settings.symmetric,
+            method=settings.method,
+            calibration=batch,
+        ).bfloat16()
+        report = evaluate.compare(original, model, texts, tokenizer)
 
-    model.bfloat16().save_pretrained(folder, SHARD_BYTES)
-    write_tokenizer(folder, tokenizer, context, read_chat_template(Path(name)))
+    model.save_pretrained(folder)
+    write_tokenizer(folder, tokenizer, context, chat_template_of(source, name))
     write_json(folder / REPORT, report.to_json())
     return report

@@ -173,7 +173,7 @@ class Suite(NamedTuple):
 # By the name of their group in evaluate/tasks/report.
 SUITES_STATUS = "confirmed: model cards and the authors' own result files"
 SUITES = {
-    # shots: 25, 10, 5, 0, 5, 5; the public board's own run differs in the second decimal
+    # the authors' own run; shots: 25, 10, 5, 0, 5, 5
     "report_leaderboard": Suite(
         ("mean", "ARC", "HellaSwag", "MMLU", "TruthfulQA", "Winogrande", "GSM8K"),
         {
@@ -186,7 +186,7 @@ SUITES = {
             "falcon-rw-1b": (37.07,),
         },
     ),
-    # zero-shot means by language; the first is that of the 33 cells of task and language
+    # zero-shot means by language; the first is of the 33 cells of task and language
     "report_multilingual": Suite(
         ("mean", "en", "de", "es", "fr", "it", "nl", "pt"),
         {

@@ -1,8 +1,10 @@
 """`slm2 generate` and `slm2 chat`: what they take, and what they call."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +48,8 @@ def add_generate_options(add: Callable[..., Any]) -> None:
 
 def add_chat_options(add: Callable[..., Any]) -> None:
     formats = (
-        "zephyr, chatml or plain (default: that of the folder's chat template; of a run, plain,"
-        " for models that were never tuned)"
+        "zephyr, chatml or plain (default: that of the folder's chat template, or what a run was"
+        " tuned in; plain for one that was not)"
     )
     tokens = f"of an answer, at most (default {ANSWER}, or half the context)"
     _add_model(add)
@@ -147,7 +149,7 @@ def chat(options: argparse.Namespace, rest: list[str]) -> None:
     model, tokenizer = _load(options)
     if format is None:
         format = "plain"
-        print("(plain lines of User: and Assistant:, since a run was tuned for no format)")
+        print("(plain lines of User: and Assistant:, since this run was tuned for no format)")
     tokens = options.max_new_tokens
     if tokens is None:
         tokens = min(ANSWER, model.config.max_position_embeddings // 2)
@@ -175,7 +177,7 @@ def _prompts(options: argparse.Namespace) -> list[str]:
         try:
             stdin = name == "-"
             content = sys.stdin.buffer.read() if stdin else Path(expand(name, "file")).read_bytes()
-            lines = content.decode().splitlines()
+            lines = re.split(r"\r\n|\r|\n", content.decode("utf-8-sig"))
         except OSError as error:
             raise DataError(
                 f"file = {name!r}: {error.strerror}; give one that can be read"
@@ -192,19 +194,32 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 
 
 def _load(options: argparse.Namespace) -> tuple["StableLM2", "Tokenizer"]:
+    """The model and its tokenizer, which fit each other."""
     from slm2_minimal.distributed.pretrained import load_with_tokenizer
+    from slm2_minimal.inference.single_rows import speed_up
+    from slm2_minimal.model.quantised import quantised_layers
 
     source = expand(options.model, "model")
-    return load_with_tokenizer(source, options.tokenizer, options.device)
+    model, tokenizer = load_with_tokenizer(source, options.tokenizer, options.device, dtype=None)
+    speed_up(model)
+
+    # how integer weights are multiplied is said before any text
+    table = model.model.embed_tokens.weight
+    for _, layer in islice(quantised_layers(model), 1):
+        layer.choose(table.new_ones(1, layer.in_features))
+    return model, tokenizer
 
 
 def _format(source: str) -> "Format | None":
-    """The chat format that travels with a model's folder; None for a run, which has
-    none.
+    """The chat format that travels with a model's folder, or that a run was tuned in;
+    None for a run that was not.
     """
+    from slm2_minimal.distributed.pretrained import chat_format
     from slm2_minimal.model import hub
     from slm2_minimal.text.chat import format_of
 
+    if format := chat_format(source):
+        return format
     folder = hub.resolve(source)
     format = format_of(folder)
     if format is None and (folder / hub.CONFIG).exists():

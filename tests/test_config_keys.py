@@ -53,7 +53,7 @@ def test_the_manual_can_be_typed_as_it_stands(name: str, tmp_path: Path) -> None
     """All keys with their values, laid over an empty file, make the configuration."""
     run = RunConfig.preset(name) if name else RunConfig()
     lines = options(manual(run))
-    assert lines.count("--train.init_from (not set)") == 1
+    assert lines.count("--train.wandb (not set)") == 1
     words = [word for line in lines if "(not set)" not in line for word in shlex.split(line)]
     (tmp_path / "empty.toml").write_text("")
     assert RunConfig.load(tmp_path / "empty.toml", parse_overrides(words)) == run

@@ -24,7 +24,7 @@ FLOORS = (
     {"data", "distributed", "inference"},
     {"prepare", "evaluate", "export"},
     {"train"},
-    {"align", "evaluating", "launch", "quantising", "writing"},
+    {"align", "evaluating", "evaluating_retrieval", "launch", "quantising", "writing"},
     {"cli", "teach"},
     {"__main__", "top"},
 )

@@ -215,8 +215,9 @@ def _training(command: list[str], victims: str = "", **changes: Any) -> Campaign
         "train.log_every": 1,
         "train.save_every": 4,
         "train.validate_every": 20,
-        "data.sources.en.max_epochs": 1e9,
-        "data.sources.math.max_epochs": 1e9,
+        "data.sources": {
+            name: source | {"max_epochs": 1e9} for name, source in OVERRIDES["data.sources"].items()
+        },
         "schedule.cooldown_start": 40,
         "schedule.cooldown_steps": 20,
         "data.workers": 1,
@@ -236,6 +237,16 @@ def _training(command: list[str], victims: str = "", **changes: Any) -> Campaign
 
 def test_train(tmp_path: Path) -> None:
     _training(["train", "tiny"]).killed(tmp_path / "run", KILLS)
+
+
+def test_fine_tuning(tmp_path: Path) -> None:
+    """On conversations, from the weights of a run."""
+    base = tmp_path / "base"
+    words = [f"--{key}={toml_value(value)}" for key, value in OVERRIDES.items()]
+    assert main(["train", "tiny", *words, f"--train.output_dir={base}"]) == 0
+    sources = {"own": {"format": "chat", "languages": ["en", "de"], "max_epochs": 1e9}}
+    start = {"data.sources": sources, "data.seq_len": 64, "train.init_from": str(base)}
+    _training(["train", "tiny"], **start).killed(tmp_path / "run", KILLS)
 
 
 def test_launch(tmp_path: Path) -> None:

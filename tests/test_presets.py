@@ -19,6 +19,8 @@ from slm2_minimal.config import (
     preset_path,
     read_toml,
 )
+from slm2_minimal.data.training_data import open_training_data
+from slm2_minimal.text.tokenizer import load_tokenizer
 
 FULL = "stablelm-2-1_6b"
 
@@ -146,7 +148,9 @@ def test_presets() -> None:
         "stablelm-2-1_6b",
         "stablelm-2-1_6b-gpu",
         "stablelm-2-1_6b-node",
+        "stablelm-2-1_6b-sft",
         "tiny",
+        "tiny-sft",
     ]
     for name in preset_names():
         run = RunConfig.preset(name)
@@ -216,7 +220,36 @@ def test_the_laptop_trains_the_tiny_model_on_its_sources() -> None:
     assert laptop.data.prepared is not None
 
 
-@pytest.mark.parametrize("name", preset_names())
+def test_fine_tuning_by_the_reports_recipe() -> None:
+    """The report's numbers of it are unverified, and the preset says so."""
+    run = RunConfig.preset(f"{FULL}-sft")
+    assert run.model == ModelConfig.preset(FULL)
+    assert (run.schedule.kind, run.schedule.peak_rate) == ("cosine", 5e-5)
+    assert run.train.global_batch_tokens == 512 * 4096
+    text = preset_path(f"{FULL}-sft").read_text()
+    for key in ("kind", "peak_rate", "warmup_steps", "seq_len", "global_batch_tokens"):
+        [line] = [line for line in text.splitlines() if line.startswith(f"{key} = ")]
+        assert "unverified" in line
+
+
+def test_the_tiny_model_is_tuned_on_its_instructions() -> None:
+    run, tiny = RunConfig.preset("tiny-sft"), RunConfig.preset("tiny")
+    assert (run.model, run.data.tokenizer) == (tiny.model, tiny.data.tokenizer)
+    assert run.train.init_from == tiny.train.output_dir
+    assert run.data.is_chat
+    sequences = open_training_data(run.data, load_tokenizer("tiny")).loader.counts
+    assert run.train.steps * run.train.global_batch_tokens == 3 * sum(sequences) * run.data.seq_len
+
+
+@pytest.mark.parametrize("name", ["tiny-sft", f"{FULL}-sft"])
+def test_fine_tuning_warms_up_for_a_tenth_and_ends_at_zero(name: str) -> None:
+    schedule, steps = ScheduleConfig.preset(name), TrainConfig.preset(name).steps
+    assert schedule.warmup_steps == round(0.1 * steps)
+    assert schedule.decay_steps == steps
+    assert (schedule.min_rate, schedule.cooldown_start) == (0, None)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if "-sft" not in name])
 def test_schedules_have_the_reports_proportions(name: str) -> None:
     """Warm-up over 1.8% of the period, which is 1.08 times the run, and cooldown over
     the run's last 16%.

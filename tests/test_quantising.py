@@ -124,9 +124,10 @@ def test_the_folder(method: str, run_dir: Path, calibrate: Path, tmp_path: Path,
     code, text, _ = slm2("generate", out, "--prompt", "The", "--max-new-tokens", 5)
     assert code == 0
     assert "The" in text
-    code, _, error = slm2("quantise", out, tmp_path / "twice")
-    assert code == 2
-    assert "is quantised already" in error
+    for words in (["quantise"], ["export"], ["export", "--format", "gguf"]):
+        code, shown, error = slm2(words[0], out, tmp_path / "twice", *words[1:])
+        assert (code, shown) == (2, "")
+        assert "is quantised already; name the original" in error
 
 
 def test_a_text_has_no_lines_of_ours(

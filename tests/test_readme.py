@@ -32,6 +32,7 @@ TINY = f"{SMALL} --train.global_batch_tokens 128"
 NODE = f"{SMALL} --train.global_batch_tokens 8192 --train.steps 2 --train.dtype bfloat16"
 # What is not run as it stands: how it begins, what is added, and why
 ADDED = [
+    ("slm2 train tiny-sft", f"{TINY} --data.seq_len 64 --train.steps 20", "minutes"),
     ("slm2 train tiny", TINY, "minutes"),
     ("slm2 train mine.toml", TINY, "minutes"),
     ("slm2 launch laptop", TINY, "minutes"),
@@ -66,6 +67,10 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     books = [document.text for document in load_corpus(languages=["fr", "it"])]
     pyarrow.parquet.write_table(pyarrow.table({"content": books}), tmp_path / "books.parquet")
     (tmp_path / "quiz.jsonl").write_text('{"text": "Which bird builds no nest of its own?"}\n')
+    talk = {"query": "Where is the train?", "response": "It is in Berlin."}
+    (tmp_path / "talks.jsonl").write_text(
+        "".join(json.dumps(talk | {"id": i}) + "\n" for i in range(40))
+    )
     (tmp_path / "prompts.txt").write_text("Der Zug kam\nLa lettre\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("Where is the train?\n"))
     (tmp_path / "site.sh").write_text("module() { :; }\nmodule load cuda\n")
@@ -130,7 +135,7 @@ def test_the_files_and_presets_that_it_names_are_there() -> None:
     assert folders - {"__pycache__"} <= named
     assert set(re.findall(r"^\| `((?:laptop|stablelm)[\w-]*)` \|", README, re.MULTILINE)) == set(
         preset_names()
-    ) - {"tiny"}
+    ) - {"tiny", "tiny-sft"}
 
 
 def test_it_names_every_ending_that_is_read() -> None:

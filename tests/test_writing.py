@@ -84,12 +84,14 @@ def test_several_prompts(slm2: Slm2, alone: Callable[[str], str], tmp_path: Path
     )
     words = [word for prompt in prompts for word in ("--prompt", prompt)]
     assert slm2("generate", *words, *SEEDED) == expected
-    lines = "\n".join([*prompts, "", " "]).encode()
+    lines = b"\xef\xbb\xbf" + "\r\n".join([*prompts, "", " "]).encode()  # as Windows has them
     (tmp_path / "prompts.txt").write_bytes(lines)
     assert slm2("generate", "--file", tmp_path / "prompts.txt", *SEEDED) == expected
     assert slm2("generate", "--file", "-", *SEEDED, stdin=lines) == expected
     both = slm2("generate", *words[:2], "--file", "-", *SEEDED, stdin=b"Le\n12 + 7 =")
     assert both == expected
+    page = "a\x0cb\u2028c"  # no line ends inside it
+    assert slm2("generate", "--file", "-", *SEEDED, stdin=page.encode()) == alone(page) + "\n"
 
 
 def test_groups_of_prompts(
@@ -203,7 +205,7 @@ def test_a_run_speaks_plainly(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             patch.setattr("sys.stdin", io.StringIO("Hi\n"))
             assert main(["chat", str(folder), "--max-new-tokens", "5"]) == 0
         out, err = capsys.readouterr()
-        assert out.startswith("(plain lines of User: and Assistant:, since a run was tuned for no")
+        assert out.startswith("(plain lines of User: and Assistant:, since this run was tuned")
         assert err == ""
 
 

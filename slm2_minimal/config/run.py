@@ -49,6 +49,11 @@ class RunConfig(Section):
                 f" seq_len = {micro_batch}; the nearest is {nearest_multiple(batch, micro_batch)}"
             )
 
+        if self.data.is_chat and self.prepare.contaminated == "cut":
+            raise ConfigError(
+                "prepare.contaminated = 'cut': would cut through a turn of a conversation; use drop"
+            )
+
         # The schedule lasts as long as the run
         schedule, steps = self.schedule, self.train.steps
         falls_to_zero = schedule.cooldown_start is not None or schedule.min_rate == 0

@@ -28,7 +28,9 @@ class SourceConfig(Section):
     weight: Annotated[int | float, Field(gt=0, le=1_000_000)] = 1
     """An integer is a part of the sum of all; a decimal a share, and all sum to 1."""
     path: PathText | None = None
-    """A file, a folder, or a Hub id; not set: the embedded corpus."""
+    """A file, a folder, or a Hub id; not set: the embedded corpus, or instructions."""
+    format: Literal["text", "chat"] = "text"
+    """chat: records are conversations, of which only the answers are learned."""
     text_field: str = "text"
     """The field of a record that holds its text."""
     languages: Strings | None = None
@@ -73,6 +75,8 @@ class DataConfig(Table):
     """Changes of the weights later in the run, as [[data.stages]]."""
     temperature: Annotated[float, Field(ge=0.1, le=1e6)] | None = None
     """In the weights' place: shares go with tokens ** (1 / temperature)."""
+    chat: Literal["zephyr", "chatml", "plain"] = "zephyr"
+    """How the conversations of sources with format = "chat" are written."""
 
     validation_percent: Annotated[int, Field(ge=0, lt=100)] = 10
     """About this share of the documents is held out, with all their translations."""
@@ -108,6 +112,18 @@ class DataConfig(Table):
                 f"data.temperature = {self.temperature}: gives every source its share already;"
                 " leave out data.stages"
             )
+        formats = {source.format for source in self.sources.values()}
+        if len(formats) > 1:
+            name = next(name for name, source in self.sources.items() if source.format == "chat")
+            raise ConfigError(
+                f"data.sources.{name}.format = 'chat': other sources are text; read the one or the"
+                " other in a run"
+            )
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the sources are conversations."""
+        return any(source.format == "chat" for source in self.sources.values())
 
 
 @section("benchmark")

@@ -4,8 +4,12 @@ Documents, each closed by the end-of-text token, are laid end to end and cut eve
 `seq_len` tokens. Nothing is padded but the very end. Inside a sequence, positions
 restart with every document, `document_ids` tell the attention who belongs together, and
 the first token of a document is never a target of the one before.
+
+Conversations are documents too. Of those, some tokens are not learned: their ids carry
+a mark, and they are never a target.
 """
 
+import bisect
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from slm2_minimal.config import IGNORE
+
+UNLEARNED = np.uint32(1 << 31)  # in an id; the largest vocabulary has ids of 24 bits
 
 
 class PackedSequence(NamedTuple):
@@ -46,7 +52,8 @@ class Stream(Protocol):
 @dataclass(frozen=True)
 class TokenStream(Stream):
     """Documents laid end to end: all tokens, uint32, since a vocabulary of 100,352 does
-    not fit 16 bits, and where each document starts. Both may be memory-mapped files.
+    not fit 16 bits, and where each document starts. Both may be memory-mapped files. A
+    token that is not learned is its id + UNLEARNED.
     """
 
     tokens: Int[np.ndarray, " N"]
@@ -92,6 +99,34 @@ class TokenStream(Stream):
         tokens = self.tokens[np.repeat(chosen, lengths)]
         return TokenStream.from_lengths(tokens, lengths[chosen], self.eos)
 
+    def laid_out(self, seq_len: int) -> "TokenStream":
+        """The same documents, none longer than `seq_len`, in an order in which no cut
+        falls into one: each goes where it leaves the least room, else begins a sequence
+        (best fit). What stays empty is padding, which is not learned.
+        """
+        lengths = np.diff(self.starts, append=self.num_tokens)
+        sequences: list[list[tuple[int, int]]] = []
+        rooms: list[tuple[int, int]] = []  # room and number of a sequence, in order
+        for start, length in zip(self.starts.tolist(), lengths.tolist(), strict=True):
+            assert length <= seq_len
+            place = bisect.bisect_left(rooms, (length, 0))
+            if place == len(rooms):
+                rooms.append((seq_len, len(sequences)))
+                sequences.append([])
+            room, number = rooms.pop(place)
+            sequences[number].append((start, start + length))
+            bisect.insort(rooms, (room - length, number))
+
+        # the padding of each is one document more
+        parts = [self.tokens[:0]]
+        rooms_by_number = sorted((number, room) for room, number in rooms)
+        for spans, (_, room) in zip(sequences, rooms_by_number, strict=True):
+            parts += [self.tokens[start:end] for start, end in spans]
+            if room:
+                parts.append(np.full(room, self.eos | UNLEARNED, dtype=np.uint32))
+        sizes = np.asarray([len(part) for part in parts[1:]], dtype=np.int64)
+        return TokenStream.from_lengths(np.concatenate(parts), sizes, self.eos)
+
     @property
     def num_tokens(self) -> int:
         return len(self.tokens)
@@ -101,14 +136,15 @@ class TokenStream(Stream):
 
     def sequence(self, index: int, seq_len: int) -> PackedSequence:
         """Tokens [index * seq_len, (index + 1) * seq_len), each labelled with the token
-        after it in the same document: the last one across the cut, so that no target is
-        lost. A document that was cut goes on at position 0 in the next sequence.
-        Padding is `eos` in a document of its own, without labels.
+        after it in the same document, if that is learned: the last one across the cut,
+        so that no target is lost. A document that was cut goes on at position 0 in the
+        next sequence. Padding is `eos` in a document of its own, without labels.
         """
         begin = index * seq_len
         if not 0 <= begin < self.num_tokens:
             raise IndexError(f"sequence {index} of {self.num_sequences(seq_len)}")
-        window = self.tokens[begin : begin + seq_len + 1].astype(np.int64)
+        marked = self.tokens[begin : begin + seq_len + 1]
+        window = (marked & ~UNLEARNED).astype(np.int64)
         unpadded = min(seq_len, len(window))
 
         # owner[t]: which document of the window its token t belongs to. Two look-ups in
@@ -123,8 +159,8 @@ class TokenStream(Stream):
         document_ids = np.full(seq_len, owner[unpadded - 1] + 1, dtype=np.int64)
         document_ids[:unpadded] = owner[:unpadded]
         labels = np.full(seq_len, IGNORE, dtype=np.int64)
-        goes_on = owner[1:] == owner[:-1]
-        labels[: len(goes_on)] = np.where(goes_on, window[1:], IGNORE)
+        is_target = (owner[1:] == owner[:-1]) & (marked[1:] < UNLEARNED)
+        labels[: len(is_target)] = np.where(is_target, window[1:], IGNORE)
         return PackedSequence(input_ids, labels, restarting_positions(document_ids), document_ids)
 
     def digest(self) -> str:

@@ -28,7 +28,7 @@ class ReadingSettings:
 
     @classmethod
     def of(cls, config: DataConfig) -> Self:
-        sources = {
+        sources: dict[str, dict[str, Any]] = {
             name: {
                 "path": source.path,
                 "text_field": source.text_field,
@@ -37,6 +37,9 @@ class ReadingSettings:
             }
             for name, source in config.sources.items()
         }
+        for name in sources if config.is_chat else []:
+            # conversations are laid out for one length of sequences
+            sources[name]["chat"] = {"format": config.chat, "seq_len": config.seq_len}
         return cls(sources, config.validation_percent)
 
 
@@ -58,6 +61,7 @@ def read_source(
             text_field=source.text_field,
             skipped=skipped,
             root=source.path,
+            chat=source.format == "chat",
         )
 
 

@@ -23,6 +23,7 @@ from pydantic import Field, TypeAdapter
 
 from slm2_minimal.config import DataConfig, DataError
 from slm2_minimal.config.paths import expand
+from slm2_minimal.data.conversations import Conversations
 from slm2_minimal.data.packing import PackedSequence, Stream, TokenStream
 from slm2_minimal.data.reading import ReadingSettings
 from slm2_minimal.files import digest, read_json, sha256, write_array
@@ -152,6 +153,7 @@ def open_prepared(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSources:
         tokenizer, or other sources.
     """
     folder = Path(expand(config.prepared or "", "data.prepared"))
+    Conversations.of(config, tokenizer)  # refuses a format without ids
     manifest = read_manifest(folder)
     _check_same_text(config, tokenizer, folder, manifest)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from slm2_minimal.config import ConfigError, DataConfig, DataError
+from slm2_minimal.data.conversations import Conversations, summary
 from slm2_minimal.data.loader import Loader
 from slm2_minimal.data.mixture import temperature_shares
 from slm2_minimal.data.packing import Stream, TokenStream
@@ -81,7 +82,8 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
     """Read, split and tokenise the sources; records that cannot be used are counted and
     said. Raises DataError for a source without documents.
     """
-    split = Split(tokenizer, config.validation_percent)
+    conversations = Conversations.of(config, tokenizer)
+    split = Split(tokenizer, config.validation_percent, conversations)
     streams: dict[str, TokenStream] = {}
     seen: set[Document] = set()  # sources may overlap; a document is validated on once
     progress = _Progress()
@@ -105,7 +107,13 @@ def tokenise_sources(config: DataConfig, tokenizer: Tokenizer) -> TokenisedSourc
             log.warning(f"data.sources.{name}: unusable records are left out: {left_out}")
         streams[name] = TokenStream.joined(parts)
         seen.update(validated)
-    return TokenisedSources(streams, split.held_out(), dict(sorted(split.token_counts.items())))
+
+    held_out = split.held_out()
+    if conversations is not None:
+        streams = {name: conversations.lay_out(stream) for name, stream in streams.items()}
+        log.info(summary(conversations.counts))
+        held_out = {name: text.laid_out(config.seq_len) for name, text in held_out.items()}
+    return TokenisedSources(streams, held_out, dict(sorted(split.token_counts.items())))
 
 
 class _Progress:

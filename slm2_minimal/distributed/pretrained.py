@@ -1,6 +1,5 @@
 """A model's weights from wherever they lie: a run, a checkpoint, a folder, the Hub."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +26,39 @@ from slm2_minimal.files import read_json
 from slm2_minimal.model import hub
 from slm2_minimal.model.quantised import quantised_layers
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.text.chat import Format
 from slm2_minimal.text.tokenizer import Arcade100k, Tokenizer, find_tokenizer, load_tokenizer
 
 # Fields of a model's configuration on which no weight depends.
 FREE_FIELDS = ("max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id")
 
 
-def load_model(path_or_id: str) -> tuple[StableLM2, str | None]:
-    """(model on the CPU in fp32, its tokenizer's name if known), as `load_weights`.
+def load_model(
+    path_or_id: str, dtype: torch.dtype | None = torch.float32
+) -> tuple[StableLM2, str | None]:
+    """(model on the CPU in `dtype`, its tokenizer's name if known), as `load_weights`.
 
     A folder that holds a tokenizer is that tokenizer's name. A folder that `slm2
-    quantise` wrote gives a quantised model.
+    quantise` wrote gives a quantised model. For `dtype` None see
+    `StableLM2.from_pretrained`; a run's weights are in fp32.
     """
     world = World(torch.device("cpu"))
     folder, state = _find(path_or_id, world)
     if state is None:
         if hub.read_quantisation(folder) is None:
-            _check_memory(path_or_id, 4 * hub.read_config(folder).num_parameters(), world)
+            number = hub.read_config(folder).num_parameters()
+            _check_memory(path_or_id, number * (2 if dtype is None else dtype.itemsize), world)
         else:
             files = folder.glob("*.safetensors")
             _check_memory(path_or_id, sum(file.stat().st_size for file in files), world)
-        model = StableLM2.from_pretrained(folder)
-        for _, layer in islice(quantised_layers(model), 1):
-            layer.choose(torch.ones(1, layer.in_features))  # says so before any text
-        return model, _tokenizer_in(folder)
-    config = saved_config(folder, state)
-    _check_memory(path_or_id, 4 * config.model.num_parameters(), world)
+        return StableLM2.from_pretrained(folder, dtype), _tokenizer_in(folder)
+
+    saved = saved_config(folder, state)
+    _check_memory(path_or_id, 4 * saved.model.num_parameters(), world)
     with torch.device("meta"):
-        model = StableLM2(config.model)
+        model = StableLM2(saved.model)
     read_whole(folder, model)
-    return model, config.data.tokenizer
+    return model.to(dtype or torch.float32), saved.data.tokenizer
 
 
 def _check_memory(path_or_id: str, weight_bytes: int, world: World) -> None:
@@ -92,7 +94,11 @@ def load_weights(path_or_id: str, model: StableLM2, world: World) -> str | None:
 
 
 def load_with_tokenizer(
-    path_or_id: str, tokenizer: str | None = None, device: str = "auto"
+    path_or_id: str,
+    tokenizer: str | None = None,
+    device: str = "auto",
+    *,
+    dtype: torch.dtype | None = torch.float32,
 ) -> tuple[StableLM2, Tokenizer]:
     """(model on the device, its tokenizer or the named one, which fit each other).
 
@@ -101,7 +107,7 @@ def load_with_tokenizer(
     named = None
     if tokenizer is not None:  # before the model, which takes long
         named = load_tokenizer(expand(tokenizer, "tokenizer"))
-    model, trained_with = load_model(path_or_id)
+    model, trained_with = load_model(path_or_id, dtype)
     vocab_size = model.config.vocab_size
     if named is None and trained_with is None and vocab_size != Arcade100k.padded_vocab_size:
         raise UserError(
@@ -111,6 +117,26 @@ def load_with_tokenizer(
     chosen = named or load_tokenizer(trained_with or "arcade100k")
     check_tokenizer(path_or_id, model, chosen)
     return model.to(pick_device(device)), chosen
+
+
+def check_not_quantised(path_or_id: str, model: StableLM2) -> None:
+    """Raise DataError for a model of integer weights, where an original is needed."""
+    if next(quantised_layers(model), None) is not None:
+        raise DataError(f"model = {path_or_id!r}: is quantised already; name the original")
+
+
+def chat_format(path_or_id: str) -> Format | None:
+    """The format of the conversations that a run was trained on; None for a run on
+    text, and for what is no run.
+    """
+    folder = _checkpoint_of(Path(path_or_id))
+    if folder is None:
+        return None
+    try:
+        data = saved_config(folder, read_json(folder / STATE)).data
+    except (OSError, ValueError):  # `load_model` says what is wrong
+        return None
+    return data.chat if data.is_chat else None
 
 
 def check_tokenizer(path_or_id: str, model: StableLM2, tokenizer: Tokenizer) -> None:

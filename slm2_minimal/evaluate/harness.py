@@ -7,6 +7,7 @@ context is the end of text.
 """
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ from slm2_minimal.evaluate.score import TOKENS_PER_BATCH, Request, Score, score,
 from slm2_minimal.inference.sampling import Sampling
 from slm2_minimal.inference.text import write_rows
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.text.chat import TEMPLATES, Format, check_format, render
+from slm2_minimal.text.chat import STOP_STRINGS, TEMPLATES, Format, check_format, render, stop_ids
+from slm2_minimal.text.documents import nfc
 from slm2_minimal.text.interface import Tokenizer
 
 try:
@@ -33,6 +35,8 @@ SETTINGS = (
     "until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p",
     "max_new_tokens", "max_tokens", "max_completion_tokens",
 )  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 
 class SLM2(TemplateLM):  # type: ignore[misc]
@@ -62,6 +66,10 @@ class SLM2(TemplateLM):  # type: ignore[misc]
         self.model, self.tokenizer, self.format = model, tokenizer, format
         self.max_length = max_length or model.config.max_position_embeddings
         self.tokens_per_batch = tokens_per_batch
+        self.stop_ids = {tokenizer.eos_token_id}
+        self.stop_strings: tuple[str, ...] = ()
+        if format is not None:
+            self.stop_ids, self.stop_strings = stop_ids(format, tokenizer), STOP_STRINGS[format]
         self._device = model.model.embed_tokens.weight.device
 
     # Text and ids
@@ -101,7 +109,7 @@ class SLM2(TemplateLM):  # type: ignore[misc]
         text = b"".join(parts).decode()
         if add_generation_prompt:
             return text
-        last = chat_history[-1]["content"]
+        last = nfc(chat_history[-1]["content"])
         return text[: text.rindex(last) + len(last)]
 
     # Scores
@@ -156,14 +164,20 @@ class SLM2(TemplateLM):  # type: ignore[misc]
         no room for them.
         """
         until, tokens, sampling = generation(settings, self.max_length)
-        eos = self.tokenizer.eos_token_id
+        room = self.max_length - tokens
+        cut = sum(len(ids) > room for ids in prompts)
+        if cut:
+            logger.info(
+                "writing | %d of %d prompts are cut to fit %d tokens", cut, len(prompts), room
+            )
         return write_rows(
             self.model,
             self.tokenizer,
-            [(ids or [eos])[-(self.max_length - tokens) :] for ids in prompts],
+            [(ids or [self.eot_token_id])[-room:] for ids in prompts],
             tokens,
             sampling,
-            stop_strings=until,
+            stop_ids=self.stop_ids,
+            stop_strings=[*until, *self.stop_strings],
             unwritten=set(self.tokenizer.special_tokens.values()),
         )
 

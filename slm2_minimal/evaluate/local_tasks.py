@@ -2,13 +2,14 @@
 
     python -m slm2_minimal.evaluate.local_tasks
 
-writes `tasks/local`: items as JSON lines and the YAML files by which lm-eval knows them.
-The items come from documents that no run on the embedded corpus trains on, as the tiny
-preset holds them out. Items with four choices come in blocks of four: in a block the
-choices are the same and each is right once, so that whoever does not read the context
-gets a quarter right.
+writes `tasks/local`: items as JSON lines, and the YAML files by which lm-eval knows
+them. The items come from the documents that the tiny preset holds out, as does any run
+that reads the embedded corpus with `data.validation_percent = 10`. Items with four
+choices come in blocks of four: in a block the choices are the same and each is right
+once, so that whoever does not read the context gets exactly a quarter right.
 """
 
+import itertools
 import json
 import random
 import re
@@ -34,7 +35,7 @@ OPENING_WORDS = 12  # of a paragraph that is a choice
 WORDS_AFTER = 6  # at most, of the sentence whose word is left out
 TOLD = ("dialogues", "letters", "stories")
 SENTENCE_END = re.compile(
-    # no ordinal ("28. Juni") and no abbreviation of one or two letters ("v. Chr.")
+    # no ordinal ("4. Mai") and no abbreviation of one or two letters ("v. Chr.")
     r"(?<!\d)(?<!\b\w)(?<!\b\w\w)[.!?…]+ ?[”“»’]? (?=[“„«‘¿¡—]?[A-ZÀ-Þ])"
 )
 NAMES = {
@@ -48,6 +49,7 @@ NAMES = {
 ADDITION = re.compile(r"^(\d+) \+ (\d+) =", re.MULTILINE)
 
 DIGITS = (1, 2, 3, 4)
+TRIES = 2000  # at blocks of sums: of one digit there are few
 # between context and choice, where it is no space
 DELIMITERS = {"local_next": "\n\n", "local_order": "", "local_agreement": ""}
 
@@ -87,7 +89,7 @@ def load(items: str, **_: object) -> dict[str, Any]:
 
 
 def held_out(language: str) -> list[Document]:
-    """The documents of the embedded corpus that no run trains on."""
+    """The documents of the embedded corpus that the tiny preset holds out."""
     documents = load_corpus(languages=[language])
     return [document for document in documents if is_validation(document.id, HELD_OUT_PERCENT)]
 
@@ -130,12 +132,12 @@ def _words_to_leave_out(paragraph: str, document: str) -> Iterator[Candidate]:
 
 
 def next_paragraph(language: str) -> Iterator[Candidate]:
-    """Which paragraph comes next, by its first words: of stories, letters and dialogues,
-    or of what explains.
+    """Which paragraph comes next, by its first words. Alike are those of texts that
+    tell, those of texts that explain, and openings of one length.
     """
     for document in held_out(language):
         paragraphs = document.text.split("\n\n")
-        for context, following in zip(paragraphs, paragraphs[1:], strict=False):
+        for context, following in itertools.pairwise(paragraphs):
             words = following.split(" ")
             if len(context.split(" ")) >= OPENING_WORDS < len(words):
                 opening = " ".join(words[:OPENING_WORDS])
@@ -209,7 +211,7 @@ def additions(digits: int) -> list[Item]:
     known = {frozenset(map(int, found)) for text in texts for found in ADDITION.findall(text)}
 
     items: list[Item] = []
-    for _ in range(2000):
+    for _ in range(TRIES):
         step = 10 ** rng.randrange(digits)
         first = rng.randrange(2 * smallest, 20 * smallest - 1)
         sums = range(first, first + BLOCK * step, step)
@@ -273,8 +275,8 @@ def pairs_of_agreement(language: str) -> list[Pair]:
 
 
 def pair_items(pairs: Sequence[Pair], seed: str) -> list[Item]:
-    """Both sentences of each pair; of two pairs in a row, the first sentence is right in
-    one, the second in the other.
+    """Both sentences of each pair. Of two pairs in a row, the first sentence is right
+    in one and the second in the other.
     """
     rng = random.Random(seed)
     items = []
@@ -334,9 +336,9 @@ def task_files(items: Iterable[str]) -> dict[str, str]:
 
 def _task(name: str, template: str, items: str, part: str) -> str:
     text = f"include: {template}_template\ntask: {name}\ndataset_kwargs:\n  items: {items}\n"
-    for kind, delimiter in DELIMITERS.items():
-        if name.startswith(kind):
-            text += f"target_delimiter: {json.dumps(delimiter)}\n"
+    group = name.removesuffix(f"_{part}")
+    if group in DELIMITERS:
+        text += f"target_delimiter: {json.dumps(DELIMITERS[group])}\n"
     return text + (f"tag: local_{part}\n" if part in LANGUAGES else "")
 
 
@@ -359,6 +361,9 @@ def files() -> dict[str, str]:
 
 def main() -> None:
     made = files()
+    for name, content in made.items():
+        if name.endswith(".jsonl"):
+            print(f"{name:<30} {content.count(chr(10)) - SHOTS:>4} items to score")
     for name, content in made.items():
         with whole_file(FOLDER / name) as file:
             file.write(content.encode())

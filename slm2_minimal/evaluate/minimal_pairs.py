@@ -86,13 +86,13 @@ def word_order(sentence: str, language: str) -> Iterator[Pair]:
 
 def agreement(sentence: str, language: str) -> Iterator[Pair]:
     """The sentence with a word in its other form, each in turn."""
-    other = {}
+    other: dict[str, str] = {}
     for one, two in (forms.split("/") for forms in FORMS[language].split()):
         other |= {one: two, two: one}
     pronouns = PRONOUNS.get(language, "").split()
     prepositions = PREPOSITIONS.get(language, "").split()
 
-    for before, word, after in _in_threes(sentence, language):
+    for before, word, _ in _in_threes(sentence, language):
         is_pronoun = word[0] in pronouns and before[0].lower() not in prepositions
         if word[0] in other and not is_pronoun:
             wrong = other[word[0]]

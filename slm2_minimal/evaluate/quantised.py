@@ -5,6 +5,8 @@ held-out part. The divergence and the share of equal top tokens are of the same
 positions as the losses.
 """
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +26,14 @@ from slm2_minimal.text.corpus import load_corpus
 from slm2_minimal.text.documents import is_validation, nfc
 from slm2_minimal.text.tokenizer import Tokenizer
 
+logger = logging.getLogger(__name__)
 HELD_OUT_PERCENT = 10  # of the embedded corpus, the part that the tiny preset holds out
 SCORED_TOKENS = 4096  # of a language, at most
 CALIBRATION_TOKENS, FEWEST_TOKENS = 32_768, 1024
 SEQ_LEN = 512  # or the model's context, where that is shorter
-BATCH_SIZE, CHUNK = 4, 256  # sequences; tokens whose logits are held at a time
+BATCH_SIZE, CHUNK = 4, 128  # sequences; tokens whose logits are held at a time
+ROWS = 4096  # of a matrix that are compared at a time
+SECONDS = 5.0  # between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -151,10 +156,16 @@ def layer_costs(original: StableLM2, quantised: StableLM2) -> list[LayerCost]:
     for name, layer in quantised_layers(quantised):
         before = linears[name].weight
         assert isinstance(before, Tensor)
-        lost = (before.float() - layer.weights()).norm() / before.float().norm().clamp(min=1e-30)
+        norms = torch.zeros(2, dtype=torch.float64)  # squared: of the error, of the weights
+        for start in range(0, len(before), ROWS):
+            rows = before[start : start + ROWS].float()
+            lost = rows - layer.weights(start, start + len(rows))
+            norms += torch.stack([lost.norm(), rows.norm()]).double() ** 2
+
+        error = (norms[0] / norms[1].clamp(min=1e-60)).sqrt().item()
         numbers = [layer.codes, layer.scale, layer.offset]
         size = sum(part.nbytes for part in numbers if part is not None)
-        costs.append(LayerCost(name, 2 * before.numel(), size, lost.item()))
+        costs.append(LayerCost(name, 2 * before.numel(), size, error))
     return costs
 
 
@@ -167,6 +178,7 @@ def text_costs(
 ) -> dict[str, TextCost]:
     """Of every language, on its first texts up to SCORED_TOKENS."""
     costs = {}
+    shown = time.monotonic()
     for name, own in texts.items():
         documents: list[list[int]] = []
         size = 0
@@ -178,6 +190,9 @@ def text_costs(
             size += scored_bytes(tokenizer, ids)
         stream = TokenStream.from_documents(documents, tokenizer.eos_token_id)
         costs[name] = _text_cost(original, quantised, stream, size)
+        if time.monotonic() - shown > SECONDS:
+            logger.info("quantise | %d of %d kinds of text compared", len(costs), len(texts))
+            shown = time.monotonic()
     return costs
 
 

@@ -77,24 +77,24 @@ def load_tasks(names: Sequence[str], shots: int | None = None) -> dict[str, Any]
             ) from None
         for twice in loaded["tasks"].keys() & own["tasks"].keys():
             raise DataError(
-                f"tasks = {name!r}: has {twice!r}, as another one here; run them one after the other"
+                f"tasks = {name!r}: has {twice!r}, as another one here; run one after the other"
             )
         for part, entries in loaded.items():
             entries.update(own[part])
     for name, task in loaded["tasks"].items():
         _check_choices(name, task)
-        _set_shots(name, task, shots)
+    _set_shots(loaded["tasks"], shots)
     return loaded
 
 
 def run_tasks(
-    lm: SLM2, loaded: Mapping[str, Any], *, shots: int | None = None, limit: int | None = None
+    lm: SLM2, loaded: Mapping[str, Any], *, limit: int | None = None
 ) -> Iterator[Results]:
-    """All results so far, after each task: by task, and at the end by group.
+    """All results so far, after each task of `load_tasks`, and at the end by group.
 
-    `shots` examples stand before each item in place of the task's own number, but for
-    tasks that say 0. `limit`: the first items of each task alone. `items` are the
-    values of every item, in their order, by task and metric.
+    `limit`: the first items of each task alone. `items` are the values of every item,
+    in their order, by task and metric; `group_subtasks` all tasks of a group; `suites`
+    the means of the report's suites, and what they are means of.
 
     Raises:
         DataError: a task that cannot be run with this model.
@@ -157,8 +157,8 @@ def describe(model: str, lm: SLM2, *, limit: int | None) -> Results:
 def differences(a: Results, b: Results) -> dict[str, dict[str, dict[str, float]]]:
     """b - a by task or group and metric, each a `Difference` over the same items.
 
-    Of every metric that is a mean over items, and of bits per byte. Others, as
-    perplexity, are left out.
+    Of every metric that is a mean over two items or more, and of bits per byte. Others,
+    as perplexity, are left out.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, theirs in b["results"].items():
@@ -166,7 +166,7 @@ def differences(a: Results, b: Results) -> dict[str, dict[str, dict[str, float]]
         for metric, _ in metrics(theirs):
             first, second = (_values(each, name, metric) for each in (a, b))
             weights = None
-            if not first:
+            if len(first) < 2:  # a group's that no task has, or no error
                 continue
             if metric.startswith("bits_per_byte,"):
                 weights = [size for _, size in first]
@@ -283,15 +283,19 @@ def _check_choices(name: str, task: Any) -> None:
             )
 
 
-def _set_shots(name: str, task: Any, shots: int | None) -> None:
+def _set_shots(tasks: Mapping[str, Any], shots: int | None) -> None:
     """As `lm_eval.simple_evaluate` does it."""
-    own = task.get_config("num_fewshot")
-    if shots is None or own == 0:
-        task.set_config(key="num_fewshot", value=own or 0)
-        if shots:
-            logger.warning("tasks = %r: says 0 shots itself, which stays", name)
-    else:
-        task.set_config(key="num_fewshot", value=shots)
+    fixed = []
+    for name, task in tasks.items():
+        own = task.get_config("num_fewshot")
+        if own == 0:
+            fixed.append(name)
+        elif shots is not None or own is None:
+            task.set_config(key="num_fewshot", value=shots or 0)
+    if shots and fixed:
+        logger.warning(
+            "shots = %d: not of tasks that say 0 themselves: %s", shots, ", ".join(fixed)
+        )
 
 
 def _items(samples: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:

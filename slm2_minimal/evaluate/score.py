@@ -70,6 +70,11 @@ def score(
             f"max_length = {window}: must lie between 1 and the model's context, {context}"
         )
     documents = [_document(model, number, each, window) for number, each in enumerate(requests)]
+    cut = sum(len(each.context) + len(each.continuation) > window + 1 for each in requests)
+    if cut:
+        logger.info(
+            "scoring | %d of %d contexts are cut to fit %d tokens", cut, len(requests), window
+        )
 
     scores: dict[int, Score] = {}
     shown = time.perf_counter()

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from slm2_minimal.config import CheckpointError, ConfigError, DataError, MissingExtraError
-from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
+from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
 from slm2_minimal.export.gguf_tokenizer import add_tokenizer
-from slm2_minimal.export.tokenizer_files import read_chat_template
+from slm2_minimal.export.tokenizer_files import chat_template_of
 from slm2_minimal.files import whole_file
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1")
 LARGEST_F16 = 65_504.0
+ROWS = 4096  # of a tensor that are held in the file's type at a time
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -46,16 +47,18 @@ def export(
     line that says what was written.
 
     `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. `tokenizer_name`
-    says which tokenizer goes along where the source does not. A folder's chat template
-    goes along, too; `chat_template` replaces it. The file appears whole or not at all.
+    says which tokenizer goes along where the source does not. The template of its
+    chat format goes along, too; `chat_template` replaces it. The file appears whole or
+    not at all.
 
     Raises:
         CheckpointError: there is no such model, it holds what the format has no place
         for, or its tokenizer's file is another now.
         ConfigError: there is no such type, its blocks do not divide the rows, or the
         model turns no dimension, which llama.cpp cannot run.
-        DataError: `out` is there or cannot be written, there is no tokenizer or none
-        that llama.cpp can follow, or a weight is too large for the type.
+        DataError: `out` is there or cannot be written, the model is quantised, there is
+        no tokenizer or none that llama.cpp can follow, or a weight is too large for the
+        type.
         MissingExtraError: the library `gguf` is not installed.
     """
     if file_type not in TYPES:
@@ -63,10 +66,11 @@ def export(
     path = _new_file(out)
     _library()
 
-    model, trained_with = load_model(source)
+    model, trained_with = load_model(source, dtype=None)
+    check_not_quantised(source, model)
     tokenizer = _tokenizer(source, model, tokenizer_name or trained_with)
-    if trained_with and chat_template is None:
-        chat_template = read_chat_template(Path(trained_with))
+    if chat_template is None:
+        chat_template = chat_template_of(source, trained_with)
     try:
         with whole_file(path) as file:
             # the library opens the file under this name itself
@@ -86,8 +90,8 @@ def write(
     file_type: str,
     chat_template: str | None = None,
 ) -> None:
-    """Write a model of the given name into the file `path`, as `export`. One tensor at
-    a time is held in the file's type.
+    """Write a model of the given name into the file `path`, as `export`. ROWS at a time
+    are held in the file's type.
     """
     gguf = _library()
     matrix_type = gguf.GGMLQuantizationType[file_type.upper()]
@@ -118,19 +122,24 @@ def write(
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
 
-    # the tensors
+    # the tensors, some rows at a time, each from a multiple of the alignment on
+    file = writer.fout[0]
     written = 0
     last_line = time.monotonic()
     for key, tensor in tensors.items():
-        array = tensor.float().contiguous().numpy()
+        writer.write_padding(file, file.tell())
         if tensor.dim() == 2:
             _check_range(key, tensor, file_type)
-            array = gguf.quantize(array, matrix_type)
-        writer.write_tensor_data(array)
-        written += array.nbytes
+        for rows in tensor.split(ROWS):
+            array = rows.float().contiguous().numpy()
+            if tensor.dim() == 2:
+                array = gguf.quantize(array, matrix_type)
+            array.tofile(file)
+            written += array.nbytes
         if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
             log.info(f"export | {written / 1e9:.2f} of {total / 1e9:.2f} GB")
+    writer.write_padding(file, file.tell())
     writer.close()
 
 
@@ -236,5 +245,5 @@ def _library() -> Any:
     try:
         import gguf
     except ImportError:
-        raise MissingExtraError("gguf", "edge", "a GGUF file") from None
+        raise MissingExtraError("gguf", "gguf", "a GGUF file") from None
     return gguf

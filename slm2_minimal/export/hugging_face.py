@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError
 
 from slm2_minimal.config import DataError, ModelConfig
-from slm2_minimal.distributed.pretrained import check_tokenizer, load_model
-from slm2_minimal.export.tokenizer_files import read_chat_template, write_tokenizer
+from slm2_minimal.distributed.pretrained import check_not_quantised, check_tokenizer, load_model
+from slm2_minimal.export.tokenizer_files import chat_template_of, write_tokenizer
 from slm2_minimal.files import write_json
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.interface import Tokenizer
@@ -27,25 +27,26 @@ def export(
     """Write the model `source` into the folder `out`, its weights in `dtype`, and its
     tokenizer; one line that says what was written.
 
-    `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. A folder's chat
-    template goes along; `chat_template` replaces it. Where writing fails, `out` is as
-    it was.
+    `source` is a run, a checkpoint, a Hugging Face folder or a Hub id. The template
+    of its chat format goes along, if it has one; `chat_template` replaces it. Where
+    writing fails, `out` is as it was.
 
     Raises:
         CheckpointError: there is no such model, or its tokenizer's file is another now.
-        DataError: `out` is there and not empty, or cannot be written; or the tokenizer
-        has more ids than the model.
+        DataError: `out` is there and not empty, or cannot be written; the model is
+        quantised; or the tokenizer has more ids than the model.
     """
     folder = Path(out)
     new = _new_folders(folder)
 
-    model, name = load_model(source)
+    model, name = load_model(source, getattr(torch, dtype))
+    check_not_quantised(source, model)
     tokenizer, missing = _tokenizer(source, model, name)
-    if name and chat_template is None:
-        chat_template = read_chat_template(Path(name))
+    if chat_template is None:
+        chat_template = chat_template_of(source, name)
 
     try:
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        model.save_pretrained(folder)
         generation = generation_config(model.config, tokenizer, chat_template)
         write_json(folder / "generation_config.json", generation)
         if tokenizer is not None:

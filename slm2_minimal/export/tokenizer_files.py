@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from slm2_minimal.config import DataError
+from slm2_minimal.distributed.pretrained import chat_format
 from slm2_minimal.files import read_json, whole_file, write_json
 from slm2_minimal.text.arcade import UNUSED_ID, Arcade100k
+from slm2_minimal.text.chat import TEMPLATES
 from slm2_minimal.text.interface import Tokenizer
 from slm2_minimal.text.merges import merges, to_chars
 from slm2_minimal.text.sentence_piece import SPACE_SYMBOL, SentencePieceTokenizer
@@ -55,6 +57,15 @@ def write_tokenizer(
         config["chat_template"] = chat_template
     write_json(folder / CONFIG, config)
     return reason and f"no tokenizer.json was written: of its SentencePiece model, {reason}"
+
+
+def chat_template_of(source: str, tokenizer: str | None) -> str | None:
+    """The template of a model's chat format: what its folder has, or what a run was
+    trained in. Raises DataError as `read_chat_template`.
+    """
+    if format := chat_format(source):
+        return TEMPLATES[format]
+    return read_chat_template(Path(tokenizer)) if tokenizer else None
 
 
 def read_chat_template(folder: Path) -> str | None:

@@ -114,12 +114,15 @@ def _logits(model: StableLM2, ids: list[int], cache: KeyValueCache) -> Float[Ten
 
 def _rounding(model: StableLM2, ids: list[int], cache: KeyValueCache) -> float:
     """The largest difference that a step over several ids makes to the logits after the
-    prompt, which the cache holds.
+    prompt, which the cache holds. By chance it may be none there: it is taken to be one
+    step of the logits' own format at least.
     """
     several = [ids[-1]] * min(1 + DRAFT, cache.capacity - len(ids) + 1)
     rows = []
     for step in (several[:1], several):
         cache.truncate(len(ids) - 1)
-        rows.append(_logits(model, step, cache)[0].float())
+        rows.append(_logits(model, step, cache)[0])
     cache.truncate(len(ids))
-    return float((rows[0] - rows[1]).abs().max())
+    one, among_several = rows
+    least = torch.finfo(one.dtype).eps * one.abs().max()
+    return float(torch.maximum((one - among_several).abs().max(), least))

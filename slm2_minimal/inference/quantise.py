@@ -24,7 +24,7 @@ from slm2_minimal.model.transformer import StableLM2
 
 BLOCK = 128  # columns between two updates of all that are still to come
 DAMPING = 0.01  # of the Hessian's mean diagonal, added to its diagonal
-ROWS = 16_384  # of a matrix that GPTQ rounds at a time
+ROWS = 4096  # of a matrix that are rounded at a time
 SECONDS = 5.0  # between two lines of progress
 
 logger = logging.getLogger(__name__)

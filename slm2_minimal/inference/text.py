@@ -132,7 +132,14 @@ def write_texts(
     """The continuations of several prompts, `samples` of each, in one batch."""
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     texts = write_rows(
-        model, tokenizer, rows, max_new_tokens, sampling, samples=samples, stop_strings=stop_strings
+        model,
+        tokenizer,
+        rows,
+        max_new_tokens,
+        sampling,
+        samples=samples,
+        stop_ids=[tokenizer.eos_token_id],
+        stop_strings=stop_strings,
     )
     return [texts[start : start + samples] for start in range(0, len(texts), samples)]
 
@@ -145,19 +152,19 @@ def write_rows(
     sampling: Sampling,
     *,
     samples: int = 1,
+    stop_ids: Collection[int],
     stop_strings: Collection[str] = (),
     unwritten: Collection[int] = (),
 ) -> list[str]:
     """The continuations of prompts in ids: all samples of the first, then those of the
     second. Ids in `unwritten` leave no text.
     """
-    stops = [tokenizer.eos_token_id]
-    writers = [Writer(tokenizer, stops, stop_strings) for _ in range(len(rows) * samples)]
+    writers = [Writer(tokenizer, stop_ids, stop_strings) for _ in range(len(rows) * samples)]
     texts = [""] * len(writers)
-    steps = stream(model, rows, max_new_tokens, sampling, samples=samples, stop_ids=stops)
+    steps = stream(model, rows, max_new_tokens, sampling, samples=samples, stop_ids=stop_ids)
     for step in steps:
         for number, token_id in enumerate(step.tolist()):
-            if token_id in stops or token_id not in unwritten:
+            if token_id in stop_ids or token_id not in unwritten:
                 texts[number] += writers[number].push(token_id)
         if all(writer.ended for writer in writers):
             break

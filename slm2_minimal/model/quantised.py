@@ -4,8 +4,8 @@ A weight is `scale * code + offset`: a code of a few bits, and a scale for every
 of `group` neighbours in a row of the matrix; asymmetric groups have an offset, too.
 Writing one token reads every weight once, so that its time is the bytes of the weights
 over the memory's rate: fewer bits are faster, wherever they are multiplied as they lie.
-`int_kernels` does that. This file holds the layer, what it is in a file, and the plain
-way: make floating-point weights of some rows, and multiply by those.
+`compiled` and `int_kernels` do that. This file holds the layer, what it is in a file,
+and the plain way: make floating-point weights of some rows, and multiply by those.
 
 `inference/quantise.py` chooses the codes.
 """
@@ -22,11 +22,12 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor, nn
 
 from slm2_minimal.config import CheckpointError, ConfigError
-from slm2_minimal.model import int_kernels
+from slm2_minimal.model import compiled, int_kernels
 
 logger = logging.getLogger(__name__)
 FORMAT, VERSION = "slm2", 1  # in config.json's quantization_config
 METHODS = ("rtn", "gptq")
+KERNEL, COMPILED = "torch's kernel", "the compiled kernel"
 CHUNK = 2**21  # weights that are made floating-point at a time: 8 MB stay in the cache
 
 
@@ -139,6 +140,7 @@ class QuantisedLinear(nn.Module):
         self.arranged = False  # whether the codes lie as a kernel wants them
         self.tiled_scales: Tensor | None = None  # the 4-bit kernel's, of which ours are views
         self.kernel_rows = -1  # up to how many rows of x a kernel is faster; -1: not known
+        self.kernel = KERNEL  # which one
 
     @classmethod
     def of(
@@ -164,15 +166,17 @@ class QuantisedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         if self.kernel_rows < 0:
             self.choose(rows)
-        if len(rows) <= self.kernel_rows:
-            y = self.kernel_product(rows)
-        else:
+        if len(rows) > self.kernel_rows:
             y = self.plain_product(rows)
+        elif self.kernel == COMPILED:
+            y = self.compiled_product(rows)
+        else:
+            y = self.kernel_product(rows)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
-    # Two ways to multiply
+    # Three ways to multiply
 
     def plain_product(self, x: Float[Tensor, "M K"]) -> Float[Tensor, "M N"]:
         """x W' by floating-point weights, made for some rows of W at a time."""
@@ -189,6 +193,11 @@ class QuantisedLinear(nn.Module):
             codes = self.codes.view(self.scale.shape[1], self.out_features, -1)
             return int_kernels.product_8(rounded, codes, self.scale, self.offset).to(x.dtype)
         return int_kernels.product_4(rounded, self.codes, self.tiled_scales).to(x.dtype)
+
+    def compiled_product(self, x: Float[Tensor, "M K"]) -> Float[Tensor, "M N"]:
+        """x W' by the compiled kernel, which takes the codes as a file has them."""
+        self.restore()
+        return compiled.product_of_codes(x, self.codes, self.scale, self.offset).to(x.dtype)
 
     def weights(
         self, start: int = 0, stop: int | None = None, dtype: torch.dtype = torch.float32
@@ -217,32 +226,46 @@ class QuantisedLinear(nn.Module):
     # Which one, and how the codes lie
 
     def choose(self, x: Float[Tensor, "M K"]) -> None:
-        """Decide up to how many rows of activations a kernel multiplies. It is measured
-        on the first layer of its kind, and said.
+        """Decide which kernel multiplies up to how many rows of activations. It is
+        measured on the first layer of its kind, and said.
         """
-        groups = self.scale.shape[1]
-        on_cpu = x.device.type == "cpu"
-        self.kernel_rows = 0
-        if on_cpu and not int_kernels.takes(
-            self.settings.bits, self.in_features // groups, self.out_features
-        ):
-            return
-
-        kind = (self.settings.bits, self.settings.group, x.dtype, x.device.type)
-        if kind not in _measured and not on_cpu:
-            _measured[kind] = 0
+        kernels = self.kernels() if x.device.type == "cpu" else {}
+        settings = self.settings
+        kind = (settings.bits, settings.group, x.dtype, x.device.type, *kernels)
+        if kind not in _measured and x.device.type != "cpu":
             logger.info("weights of %d bits: no kernel on %s, made floating-point for each"
-                        " product", self.settings.bits, x.device.type)  # fmt: skip
-        elif kind not in _measured:
-            times = int_kernels.crossing(self.kernel_product, self.plain_product, x[:1])
-            _measured[kind] = times.rows
-            logger.info(
-                "weights of %d bits, %d x %d: torch's kernel takes %.2f ms a row, floating-point"
-                " weights %.2f; the kernel is used up to %s rows",
-                self.settings.bits, self.out_features, self.in_features,
-                times.kernel, times.plain, f"{times.rows:,}" if times.rows < 2**31 else "any",
-            )  # fmt: skip
-        self.kernel_rows = _measured[kind]
+                        " product", settings.bits, x.device.type)  # fmt: skip
+        if kind not in _measured:
+            _measured[kind] = self.measure(kernels, x[:1]) if kernels else (KERNEL, 0)
+        self.kernel, self.kernel_rows = _measured[kind]
+
+    def kernels(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Those of the CPU that can multiply such weights, by name."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        groups = self.scale.shape[1]
+        group = self.in_features // groups
+        if int_kernels.takes(self.settings.bits, group, self.out_features):
+            found[KERNEL] = self.kernel_product
+        if compiled.takes(self.in_features, groups, self.out_features):
+            found[COMPILED] = self.compiled_product
+        return found
+
+    def measure(
+        self, kernels: dict[str, Callable[[Tensor], Tensor]], x: Float[Tensor, "1 K"]
+    ) -> tuple[str, int]:
+        """(the fastest kernel, up to how many rows it is faster than the plain way)."""
+        times = {name: int_kernels.milliseconds(call, x) for name, call in kernels.items()}
+        fastest = min(times, key=lambda name: times[name])
+        crossing = int_kernels.crossing(kernels[fastest], self.plain_product, x)
+        logger.info(
+            "weights of %d bits, %d x %d: %s, floating-point weights %.2f; %s is used up to %s"
+            " rows",
+            self.settings.bits, self.out_features, self.in_features,
+            ", ".join(f"{name} takes {time:.2f} ms a row" for name, time in times.items()),
+            crossing.plain, fastest,
+            f"{crossing.rows:,}" if crossing.rows < 2**31 else "any",
+        )  # fmt: skip
+        return fastest, crossing.rows
 
     def arrange(self) -> None:
         """Lay the codes as the kernel wants them; they take no more memory."""
@@ -253,8 +276,15 @@ class QuantisedLinear(nn.Module):
         if self.settings.bits == 8:
             self.codes = int_kernels.by_groups(self.codes, groups).view_as(self.codes)
             return
-        nibbles = (unpack_nibbles(part) + 8 for part in self.codes.split(int_kernels.ROWS))
-        self.codes = torch.cat([int_kernels.to_blocks(part.view(torch.uint8)) for part in nibbles])
+
+        # some rows at a time, beside which only the result is held
+        blocks = torch.empty_like(self.codes)
+        for part, out in zip(
+            self.codes.split(int_kernels.ROWS), blocks.split(int_kernels.ROWS), strict=True
+        ):
+            nibbles = (unpack_nibbles(part) + 8).view(torch.uint8)
+            out.copy_(int_kernels.to_blocks(nibbles))
+        self.codes = blocks
         offset = torch.zeros_like(self.scale) if self.offset is None else self.offset
         self.tiled_scales = torch.stack([self.scale.T, offset.T], dim=-1).contiguous()
         self.scale = self.tiled_scales[..., 0].T
@@ -263,7 +293,6 @@ class QuantisedLinear(nn.Module):
 
     def restore(self) -> None:
         """`arrange` undone: what a file holds, and what another device understands."""
-        self.kernel_rows = -1
         if not self.arranged:
             return
         self.arranged = False
@@ -281,6 +310,7 @@ class QuantisedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantisedLinear":
         """Another device or format; scales stay bf16, which is what was rounded for."""
         self.restore()
+        self.kernel_rows = -1
         super()._apply(fn, recurse)
         self.scale = self.scale.bfloat16()
         self.offset = None if self.offset is None else self.offset.bfloat16()
@@ -291,7 +321,7 @@ class QuantisedLinear(nn.Module):
         super()._save_to_state_dict(*arguments)
 
 
-_measured: dict[tuple[object, ...], int] = {}  # rows up to which a kernel is used
+_measured: dict[tuple[object, ...], tuple[str, int]] = {}  # the kernel, up to which rows
 
 
 def quantised_layers(model: nn.Module) -> Iterator[tuple[str, QuantisedLinear]]:

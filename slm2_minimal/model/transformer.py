@@ -144,10 +144,12 @@ class StableLM2(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path_or_repo_id: str | Path, dtype: torch.dtype = torch.float32
+        cls, path_or_repo_id: str | Path, dtype: torch.dtype | None = torch.float32
     ) -> "StableLM2":
         """Load a folder in Hugging Face's format (config.json and safetensors, sharded
         or not), or a Hub id; or a folder that `slm2 quantise` wrote.
+
+        `dtype` None: in the folder's own 16 bits, mapped; fp32 where it has others.
         """
         folder = hub.resolve(path_or_repo_id)
         content = hub.read_quantisation(folder)

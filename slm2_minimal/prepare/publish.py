@@ -1,8 +1,8 @@
 """The last stage: what the units left becomes a folder with a report and a manifest."""
 
 import logging
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from slm2_minimal.config import DataError
-from slm2_minimal.data import shards
+from slm2_minimal.data import conversations, shards
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.reading import ReadingSettings
 from slm2_minimal.files import sha256, write_arrays, write_json
@@ -38,6 +38,7 @@ class SourceReport:
     documents: int
     held_out: int
     tokens: int
+    conversations: dict[str, int] = field(default_factory=dict)  # how they became tokens
 
     @classmethod
     def of(cls, results: UnitResults) -> Self:
@@ -46,6 +47,9 @@ class SourceReport:
         last = results[-1][0]
         unusable = [count for reason, count in last.skipped.items() if reason not in FILTERED]
         unique = sum(result.unique for _, result in results)
+        told = Counter[str]()
+        for _, result in results:
+            told.update(result.conversations)
         return cls(
             read=last.read + sum(unusable),
             skipped=last.skipped,
@@ -54,6 +58,7 @@ class SourceReport:
             documents=sum(result.documents for _, result in results),
             held_out=sum(result.held_out for _, result in results),
             tokens=sum(result.shard.tokens for _, result in results),
+            conversations=dict(told),
         )
 
 
@@ -207,8 +212,10 @@ def _write_held_out(job: Job, units: list[Unit]) -> dict[str, shards.Shard]:
             with safe_open(path, "numpy") as file:
                 tokens, starts = (file.get_tensor(language + end) for end in ("", STARTS))
             streams.append(TokenStream(tokens, starts, eos))
-        name = f"held_out.{number:03d}"
-        written[language] = shards.write_shard(job.folder, name, TokenStream.joined(streams))
+        stream = TokenStream.joined(streams)
+        if job.data.is_chat:
+            stream = stream.laid_out(job.data.seq_len)
+        written[language] = shards.write_shard(job.folder, f"held_out.{number:03d}", stream)
     return written
 
 
@@ -229,6 +236,8 @@ def summary(report: PrepareReport) -> list[str]:
         reasons = [f"{count:,} {reason}" for reason, count in sorted(row.skipped.items())]
         if reasons:
             lines.append(f"left out of {name}: " + ", ".join(reasons))
+        if row.conversations:
+            lines.append(f"conversations of {name}: {conversations.summary(row.conversations)}")
         if not row.tokens:
             lines.append(f"nothing is left of {name}; leave it out of data.sources to train")
     if report.duplicates and report.duplicates.repeated_ids:

@@ -19,6 +19,7 @@ from typing import Any
 
 from slm2_minimal.config import ConfigError, DataError, RunConfig
 from slm2_minimal.config.run import first_difference
+from slm2_minimal.data.conversations import Conversations
 from slm2_minimal.data.reading import ReadingSettings
 from slm2_minimal.files import locked, write_array, write_json
 from slm2_minimal.prepare import handover
@@ -183,7 +184,8 @@ def claim(run: RunConfig) -> Job:
 
     Raises:
         ConfigError: no folder, no sources, or a source's name that cannot be a file's.
-        DataError: the folder holds other work.
+        DataError: the folder holds other work, or conversations have a format without
+        ids.
     """
     data = run.data
     if data.prepared is None:
@@ -206,6 +208,7 @@ def claim(run: RunConfig) -> Job:
 
     # The folder is new, or was begun with the same settings
     job = Job(data, run.prepare)
+    Conversations.of(data, job.tokenizer)
     settings = _settings(job)
     path = job.folder / SETTINGS
     with unwritable_is_said(job):

@@ -12,13 +12,14 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
 from slm2_minimal.config import BenchmarkConfig, DataConfig, PrepareConfig
+from slm2_minimal.data.conversations import Conversations
 from slm2_minimal.data.packing import TokenStream
 from slm2_minimal.data.reading import batches
 from slm2_minimal.data.shards import Shard, write_shard
@@ -29,6 +30,7 @@ from slm2_minimal.prepare.decontaminate import BenchmarkIndex, Contamination, cl
 from slm2_minimal.prepare.duplicates import write_keys
 from slm2_minimal.prepare.minhash import LSH
 from slm2_minimal.prepare.units import Unit, hold_inputs, ingest, read_unit
+from slm2_minimal.text.conversations import said
 from slm2_minimal.text.corpus import stream_corpus
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import Tokenizer, load_tokenizer
@@ -78,6 +80,10 @@ class Job:
         """The tokenizer of the shards."""
         return cached_tokenizer(self.data.tokenizer)
 
+    def words(self, document: Document) -> str:
+        """What is compared of a document: its text, or all that is said in it."""
+        return said(document.text) if self.data.is_chat else document.text
+
     @functools.cached_property
     def lsh(self) -> LSH | None:
         """Bands and rows for the configured similarity, where near duplicates go."""
@@ -97,6 +103,7 @@ class UnitResult:
     held_out: int  # and those held out
     shard: Shard
     contamination: Contamination
+    conversations: dict[str, int] = field(default_factory=dict)  # the counts of that class
 
 
 def remove_work(job: Job) -> None:
@@ -122,7 +129,7 @@ def key_unit(job: Job, unit: Unit) -> None:
     path = job.path("keys", unit)
     if not handover.is_sealed(path):
         documents = (
-            (f"{unit.source} {document.language} {document.id}", document.text)
+            (f"{unit.source} {document.language} {document.id}", job.words(document))
             for document in read_unit(job.text, unit)
         )
         with handover.sealing(path):
@@ -163,7 +170,8 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
         return handover.read_record(path, UnitResult)
     index = benchmark_index(job)
     percent = job.data.validation_percent
-    split = Split(job.tokenizer, percent)
+    conversations = Conversations.of(job.data, job.tokenizer)
+    split = Split(job.tokenizer, percent, conversations)
     contamination = Contamination()
     counts = Counter(unique=0, documents=0, held_out=0)
 
@@ -172,14 +180,21 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
     for documents in batches(_unique(job, unit), attrgetter("text")):
         kept = texts = documents
         if index:
-            cleaned, met = clean([d.text for d in documents], index, job.config.contaminated)
+            cleaned, met = clean(list(map(job.words, documents)), index, job.config.contaminated)
             contamination.merge(met)
             pairs = list(zip(documents, cleaned, strict=True))
-            kept = [document for document, pieces in pairs if pieces]
-            texts = [replace(document, text=text) for document, pieces in pairs for text in pieces]
+            kept = texts = [document for document, pieces in pairs if pieces]
+            if conversations is None:
+                texts = [replace(one, text=text) for one, pieces in pairs for text in pieces]
         trained.append(split.add(texts))
         held_out = sum(is_validation(document.id, percent) for document in kept)
         counts.update(unique=len(documents), documents=len(kept) - held_out, held_out=held_out)
+
+    to_train = TokenStream.joined(trained)
+    if conversations is not None:  # of which the encoder may leave some out
+        counts["documents"] = len(to_train.starts)
+        counts["held_out"] = sum(len(texts.starts) for texts in split.held_out().values())
+        to_train = conversations.lay_out(to_train)
 
     # What publishing joins, and the shard
     arrays: dict[str, np.ndarray] = {}
@@ -189,8 +204,9 @@ def tokenise_unit(job: Job, unit: Unit) -> UnitResult:
         write_arrays(file, arrays)
     with handover.sealing(job.path("counts", unit)) as file:
         write_arrays(file, split.token_counts)
-    shard = write_shard(job.folder, unit.name, TokenStream.joined(trained))
-    result = UnitResult(**counts, shard=shard, contamination=contamination)
+    shard = write_shard(job.folder, unit.name, to_train)
+    told = dict(conversations.counts) if conversations else {}
+    result = UnitResult(**counts, shard=shard, contamination=contamination, conversations=told)
     handover.write_record(path, result)
     return result
 

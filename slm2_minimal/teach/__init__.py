@@ -8,9 +8,9 @@ chapter 8).
 """
 
 from slm2_minimal.teach.explore import Explore
-from slm2_minimal.teach.recorded import load_record, provenance, save_record
+from slm2_minimal.teach.recorded import load_record, provenance, released_weights, save_record
 from slm2_minimal.teach.source import show_source
 from slm2_minimal.teach.style import COLORS, LINE_STYLES, use_style
 
 __all__ = ["COLORS", "LINE_STYLES", "Explore", "load_record", "provenance", "save_record"]
-__all__ += ["show_source", "use_style"]
+__all__ += ["released_weights", "show_source", "use_style"]

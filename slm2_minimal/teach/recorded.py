@@ -57,3 +57,24 @@ def provenance(record: dict[str, Any]) -> Any:
         f" ({record['capability']}, {record['device']}), torch {record['torch']}, {took} in all."
         f" Make it again with `{record['command']}`."
     )
+
+
+def released_weights(path: str | Path) -> Any:
+    """Markdown of what `make check-released` found, or that nobody has run it here."""
+    from IPython.display import Markdown
+
+    record = load_record(path) if Path(path).exists() else None
+    if record is None or record["results"]["small"]:
+        return Markdown(
+            "*Not yet run* here: `make check-released` fetches the released weights and holds them"
+            " against transformers."
+        )
+
+    lines = ["| released model | checks passed | failed | bits per byte |", "|---|---|---|---|"]
+    for name in ("base", "zephyr"):
+        found = record["results"][name]
+        failed = [check["check"] for check in found["checks"] if not check["passed"]]
+        passed = f"{len(found['checks']) - len(failed)} of {len(found['checks'])}"
+        bits = ", ".join(f"{key} {value:.2f}" for key, value in found["bits_per_byte"].items())
+        lines.append(f"| {found['source']} | {passed} | {', '.join(failed) or 'none'} | {bits} |")
+    return Markdown("\n".join([*lines, "", provenance(record).data]))

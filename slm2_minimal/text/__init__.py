@@ -7,4 +7,5 @@ documents: readers of files and the Hub.  corpus: the embedded texts, and which 
 bpe: byte-pair encoding, for teaching.  interface: what every tokenizer can do.
 arcade: the report's tokenizer.  sentence_piece: small models.  merges: ranks as other
 programs write them.  tokenizer_json: a released folder's.  tokenizer: loads any.
+chat: conversations as ids.  conversations: readers of them.
 """

@@ -90,13 +90,15 @@ def render(
     return _encode(parts, tokenizer)
 
 
-def check_format(format: str, tokenizer: Tokenizer) -> None:
-    """Raise DataError for a format that is unknown, or that has no ids here."""
+def check_format(format: str, tokenizer: Tokenizer, field: str = "format") -> None:
+    """Raise DataError, which calls it `field`, for a format that is unknown, or that
+    has no ids here.
+    """
     if format not in FORMATS:
-        raise DataError(f"format = {format!r}: unknown; one of {', '.join(FORMATS)}")
+        raise DataError(f"{field} = {format!r}: unknown; one of {', '.join(FORMATS)}")
     if format == "chatml" and not {IM_START, IM_END} <= tokenizer.special_tokens.keys():
         raise DataError(
-            f"format = 'chatml': the tokenizer {tokenizer.name!r} has no ids for {IM_START} and"
+            f"{field} = 'chatml': the tokenizer {tokenizer.name!r} has no ids for {IM_START} and"
             f" {IM_END}; use zephyr or plain"
         )
 

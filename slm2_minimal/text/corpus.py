@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from slm2_minimal.config import DataError
+from slm2_minimal.text.conversations import ConversationReader, embedded_instructions
 from slm2_minimal.text.documents import Document, DocumentReader
 
 CORPUS_DIR = Path(__file__).parent / "corpus"
@@ -29,11 +30,11 @@ def load_corpus(
 ) -> list[Document]:
     """The embedded corpus, or the documents at `path`, as a list of at most `limit`.
 
-    `path` is a file (see `documents.SUFFIXES`), a folder of such files, or a Hub id,
-    `owner/name` or `owner/name:configuration`. A text file is one document. Records
-    need a field `text`, and may have `id`, `language`, `domain` and `title`; without an
-    id, it is the file's path below `path` and the record's number. `languages` and
-    `domains` narrow the choice.
+    `path` is a file (see `documents.SUFFIXES`), a folder of such files, or a Hub id:
+    `owner/name` or `owner/name:configuration`, and `@split` behind it for another split
+    than `train`. A text file is one document. Records need a field `text`, and may have
+    `id`, `language`, `domain` and `title`; without an id, it is the file's path below
+    `path` and the record's number. `languages` and `domains` narrow the choice.
 
     Raises DataError for nothing there, or what is no text, by its file and line.
     """
@@ -57,17 +58,21 @@ def stream_corpus(
     text_field: str = "text",
     skipped: Counter[str] | None = None,
     root: str | Path | None = None,
+    chat: bool = False,
 ) -> Iterator[Document]:
     """`load_corpus` one document at a time, in a fixed order, for text of any size.
 
     `text_field`, `skipped` and `root` are those of `text.documents.DocumentReader`.
+    With `chat`, they are conversations, as `text.conversations` reads them; those that
+    come with the package are instructions.
     """
     for name, names in (("languages", languages), ("domains", domains)):
         if isinstance(names, str):  # a string is a collection too, of its letters
             raise DataError(f"{name} = {names!r}: must be a list of names; write [{names!r}]")
 
-    reader = DocumentReader(text_field, skipped)
-    documents = _embedded() if path is None else reader.read(path, root)
+    reader = (ConversationReader if chat else DocumentReader)(text_field, skipped)
+    embedded = embedded_instructions if chat else _embedded
+    documents = embedded() if path is None else reader.read(path, root)
     has_text = False
     for document in documents:
         has_text = True

@@ -18,7 +18,7 @@ import stat
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -41,8 +41,8 @@ MAX_LINE_BYTES = 64 * 2**20  # no document is longer; such a line is never held 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 ROWS = 256  # of a Parquet file, held at a time
 CONVERT = "convert the file, for example with iconv"
-# owner/name or owner/name:configuration
-HUB_ID = regex.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?(:[^/:]+)?", regex.ASCII)
+# owner/name, with a configuration as in owner/name:de, a split as in owner/name@test
+HUB_ID = regex.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?(:[^/:@]+)?(@\w+)?", regex.ASCII)
 _TWO_MARKS = regex.compile(r"\p{M}{2}")
 _MANY_MARKS = regex.compile(r"\p{M}{64,}")
 
@@ -104,6 +104,11 @@ class DocumentReader:
     text_field: str = "text"
     skipped: Counter[str] | None = None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The fields that may hold a record's text."""
+        return (self.text_field,)
+
     def read(self, path: str | Path, root: str | Path | None = None) -> Iterator[Document]:
         """The documents of a file, a folder or a Hub id, in a fixed order.
 
@@ -133,7 +138,7 @@ class DocumentReader:
     def _file(self, path: Path, stem: str) -> Iterator[Document]:
         name = path.name.lower()
         if name.endswith(".parquet"):
-            yield from self._rows(_parquet_rows(path, (self.text_field, *FIELDS)), str(path), stem)
+            yield from self._rows(_parquet_rows(path, (*self.columns, *FIELDS)), str(path), stem)
         elif name.endswith(".txt"):
             yield from self._plain_text(path, stem)
         elif name.endswith(JSON_LINES):
@@ -174,9 +179,10 @@ class DocumentReader:
     def _hub(self, name: str) -> Iterator[Document]:
         purpose = f"{name!r} is no local file or folder here, and reading it from the Hub"
         load_dataset = _imported("datasets", purpose).load_dataset
-        repository, _, subset = name.partition(":")
+        place, _, split = name.partition("@")
+        repository, _, subset = place.partition(":")
         try:
-            rows = load_dataset(repository, subset or None, split="train", streaming=True)
+            rows = load_dataset(repository, subset or None, split=split or "train", streaming=True)
         except (OSError, ValueError, RuntimeError) as error:  # not found, gated, offline, a script
             raise DataError(
                 f"path = {name!r}: neither a local file or folder nor to be had from the Hub"
@@ -189,7 +195,7 @@ class DocumentReader:
         """The documents of records whose strings may be bytes, UTF-8 or not."""
         for number, row in enumerate(_unbroken(rows, where)):
             place = f"{where}, row {number}"
-            record = {name: row[name] for name in (self.text_field, *FIELDS) if name in row}
+            record = {name: row[name] for name in (*self.columns, *FIELDS) if name in row}
             try:
                 for name, value in record.items():
                     record[name] = value.decode("utf-8") if isinstance(value, bytes) else value
@@ -199,20 +205,28 @@ class DocumentReader:
                 yield from self._record(record, place, f"{stem}-{number}")
 
     def _record(self, record: Any, where: str, default_id: str) -> Iterator[Document]:
-        text = record.get(self.text_field) if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            complaint = f"{where}: has no field {self.text_field!r} that holds a string"
-            remedy = (
-                "mend this record, or if all are like it, rename the field (a source can name"
-                " another as its text_field)"
-            )
-            return self._skip("no text", f"{complaint}; {remedy}")
+        text = self._text(record if isinstance(record, dict) else {}, where)
+        if text is None:
+            return
 
         fields = {"id": well_formed(default_id), "language": "und", "domain": "text", "title": ""}
         for key in FIELDS:
             if record.get(key) not in (None, ""):
                 fields[key] = well_formed(str(record[key]))
         yield Document(**fields, text=well_formed(text))
+
+    def _text(self, record: Mapping[str, Any], where: str) -> str | None:
+        """A record's text, or None where it is passed over."""
+        text = record.get(self.text_field)
+        if isinstance(text, str):
+            return text
+        complaint = f"{where}: has no field {self.text_field!r} that holds a string"
+        remedy = (
+            "mend this record, or if all are like it, rename the field (a source can name another"
+            " as its text_field)"
+        )
+        self._skip("no text", f"{complaint}; {remedy}")
+        return None
 
     def _skip(self, reason: str, message: str) -> None:
         """Count an unusable record, or refuse it where nobody counts."""

@@ -1,8 +1,9 @@
 """The scripts behind the recorded results: each record names one that is there, and
-what the stability runs measure is what they say.
+what the stability and retrieval runs measure is what they say.
 """
 
 import importlib
+import itertools
 import json
 import math
 import sys
@@ -12,11 +13,15 @@ from statistics import median
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch.nn.functional import one_hot
 
 from book import notebooks
 from slm2_minimal.config import IGNORE
+from slm2_minimal.evaluate.retrieval import PHRASES
+from slm2_minimal.text.sentence_piece import SentencePieceTokenizer
 from slm2_minimal.train.trainer import TrainingError
 
 BOOK = Path(notebooks.__file__).parent
@@ -88,6 +93,46 @@ def test_a_run_that_comes_to_no_end_has_diverged(
 
     monkeypatch.setattr(stability, "train_toy", fail)
     assert set(stability.measure(3, 0.01, True, seed=0).values()) == {math.inf}
+
+
+def test_what_the_retrieval_toys_learn(
+    script: Callable[[str], ModuleType], tiny: SentencePieceTokenizer
+) -> None:
+    """A digit that the document told before, and the space before it; nothing else."""
+    retrieval = script("retrieval")
+    statement = tiny.encode(f" {PHRASES['en'].passkey} ")
+    stream, learned = retrieval.stream_of_documents(20_000, seed=0)
+    starts = [*stream.starts.tolist(), stream.num_tokens]
+    counted = 0
+    for begin, end in itertools.pairwise(starts):
+        ids = stream.tokens[begin:end].tolist()
+        places = range(len(statement), len(ids) - 1)  # the end of text is no digit
+        digits = [t for t in places if ids[t - len(statement) : t] == statement]
+        assert len({ids[t] for t in digits}) <= 1
+        wanted = {place for t in digits[1:] for place in (t - 1, t)}
+        assert set(np.flatnonzero(learned[begin:end])) - wanted <= {len(ids) - 2}
+        assert wanted <= set(np.flatnonzero(learned[begin:end]))
+        counted += len(wanted)
+    assert counted > 200
+    other, _ = retrieval.stream_of_documents(20_000, seed=1)
+    assert stream.digest() != other.digest()
+
+
+def test_the_retrieval_toys_differ_in_what_they_are_named_for(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retrieval = script("retrieval")
+    monkeypatch.setattr(retrieval, "BATCH_TOKENS", 1024)
+    toys = [
+        retrieval.train(context, 3, 0, turned, restart)
+        for context, turned, restart in (
+            (128, 0.25, True), (256, 0.25, True), (128, 1.0, True), (128, 0.25, False)
+        )
+    ]  # fmt: skip
+    assert [toy.config.partial_rotary_factor for toy in toys] == [0.25, 0.25, 1.0, 0.25]
+    weights = [toy.lm_head.weight for toy in toys]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+    assert torch.equal(retrieval.train(128, 3, 0, 0.25, True).lm_head.weight, weights[0])
 
 
 @pytest.mark.parametrize(

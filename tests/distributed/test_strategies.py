@@ -119,6 +119,20 @@ def test_the_curve_of_one_process(name: str, size: int, ranks: Any, small_run: M
     assert single[-1][0] < single[0][0] - 0.5, "the curve must have something to tell"
 
 
+@pytest.mark.parametrize("name", ["ddp", "zero1"])
+def test_the_curve_of_fine_tuning(name: str, ranks: Any, small_run: Make) -> None:
+    """On conversations, where ranks have unequal numbers of learned tokens."""
+    source = {"format": "chat", "languages": ["en", "de"], "max_epochs": 100}
+    data = {"data.sources": {"own": source}, "data.seq_len": 64}
+    tables = small_run(**MODEL, **data).to_dict() | {"parallel": STRATEGIES[name]}
+    single = curve(World(torch.device("cpu")), tables | {"parallel": {}}, 6)
+    found = ranks(2, curve, tables, 6)
+    assert found[0] == found[1]
+    for (loss, norm), (expected_loss, expected_norm) in zip(found[0], single, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["ddp", "zero1", "fsdp", "zero1 and tensor"])
 def test_the_curve_in_bf16(name: str, ranks: Any, small_run: Make) -> None:
     """bf16 has 8 bits: the losses stay within half a percent of the fp32 ones over 20

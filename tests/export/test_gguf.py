@@ -194,6 +194,20 @@ def test_rows_must_be_whole_blocks(tiny: Tokenizer, tmp_path: Path) -> None:
     gguf.write(tmp_path / "out", "a", model, tiny, "bf16")
 
 
+def test_a_source_of_16_bits_and_many_rows(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every bit of it, whatever number of rows is written at a time."""
+    model = StableLM2.from_pretrained(source, torch.bfloat16)
+    model.save_pretrained(source)
+    gguf.export(source, tmp_path / "whole", "f32", "tiny")
+    monkeypatch.setattr(gguf, "ROWS", 7)
+    gguf.export(source, tmp_path / "parts", "f32", "tiny")
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes()
+    head = tensors(tmp_path / "whole")["output.weight"].data
+    assert np.array_equal(head, model.lm_head.weight.detach().float().numpy())
+
+
 def test_a_model_that_turns_nothing_is_refused(tiny: Tokenizer, tmp_path: Path) -> None:
     model = StableLM2(TINY.replace(partial_rotary_factor=0.0))
     with pytest.raises(ConfigError, match=r"partial_rotary_factor = 0: llama\.cpp"):
@@ -248,7 +262,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(library.GGUFWriter, "write_tensor_data", full)
+    monkeypatch.setattr(library.GGUFWriter, "write_padding", full)
     with pytest.raises(DataError, match=r"^out = .* cannot be written \(No space left on device\)"):
         gguf.export(source, tmp_path / "out", "f32", "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -9,6 +9,8 @@ from torch import nn
 from slm2_minimal.config import DataError
 from slm2_minimal.inference.generate import generate
 from slm2_minimal.inference.lookup import DRAFT, find_draft, stream_lookup
+from slm2_minimal.inference.quantise import quantise
+from slm2_minimal.model.quantised import quantised_layers
 from slm2_minimal.model.transformer import StableLM2
 from tests.inference.conftest import SMALL, random_model
 
@@ -47,6 +49,23 @@ def test_the_ids_are_those_of_greedy_steps(dtype: torch.dtype) -> None:
         prompt = (ids + REPEATING + ids)[-60:]
         plain = generate(model, torch.tensor([prompt]), 50, temperature=0)[0, len(prompt) :]
         assert list(stream_lookup(model, prompt, 50)) == plain.tolist()
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32)])
+@pytest.mark.parametrize("kernel_rows", [0, 1, 2**31])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_of_integer_weights(
+    bits: int, group: int | None, kernel_rows: int, dtype: torch.dtype
+) -> None:
+    """Also where a kernel takes single ids, and floating-point weights a draft."""
+    config = CONFIG.replace(vocab_size=64, hidden_size=64, intermediate_size=128)
+    model = quantise(random_model(config, 0.12), bits, group).to(dtype)
+    for _, layer in quantised_layers(model):
+        layer.kernel_rows = kernel_rows
+    for length in range(1, 10):
+        prompt = [*REPEATING, length, 30 - length][length:]
+        plain = generate(model, torch.tensor([prompt]), 40, temperature=0)[0, len(prompt) :]
+        assert list(stream_lookup(model, prompt, 40)) == plain.tolist()
 
 
 def test_it_takes_fewer_steps() -> None:

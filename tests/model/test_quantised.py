@@ -116,7 +116,7 @@ def test_the_choice_is_measured_and_said_once(
         few(IDS)
         quantise(model, 4, 32)(IDS)
     (line,) = [each.getMessage() for each in caplog.records if "kernel takes" in each.getMessage()]
-    rows = quantised._measured[4, 32, torch.float32, "cpu"]
+    _, rows = quantised._measured[4, 32, torch.float32, "cpu", quantised.KERNEL]
     assert f"{rows:,} rows" in line or "any rows" in line
     assert {layer.kernel_rows for _, layer in quantised_layers(few)} == {rows}
 

@@ -3,6 +3,7 @@
 import json
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from slm2_minimal.teach import (
     LINE_STYLES,
     load_record,
     provenance,
+    released_weights,
     save_record,
     show_source,
     use_style,
@@ -68,6 +70,24 @@ def test_a_missing_or_broken_record_is_a_users_error(tmp_path: Path, content: st
         path.write_text(content)
     with pytest.raises(DataError, match=r"run\.json.*cannot be read"):
         load_record(path)
+
+
+def test_the_released_weights(tmp_path: Path) -> None:
+    """Shown where they were checked; a trial on small models says nothing of them."""
+    path = tmp_path / "released.json"
+    assert released_weights(path).data.startswith("*Not yet run* here: `make check-released`")
+
+    good, bad = ({"check": name, "passed": passed} for name, passed in (("a", True), ("b", False)))
+    results: dict[str, Any] = {
+        "base": {"source": "owner/base", "checks": [good, good], "bits_per_byte": {"en": 0.75}},
+        "zephyr": {"source": "owner/chat", "checks": [good, bad], "bits_per_byte": {"en": 0.8}},
+    }
+    save_record(path, "python check.py", results | {"small": True}, seconds=5)
+    assert released_weights(path).data.startswith("*Not yet run*")
+    save_record(path, "python check.py", results | {"small": False}, seconds=5)
+    text = released_weights(path).data
+    assert "| owner/base | 2 of 2 | none | en 0.75 |\n| owner/chat | 1 of 2 | b | en 0.80 |" in text
+    assert text.endswith("Make it again with `python check.py`.")
 
 
 def test_a_record_is_plain_json(tmp_path: Path) -> None:
