@@ -3,7 +3,9 @@
     python book/experiments/checkpoints.py [FOLDER]
 
 Trains as `make train` does and keeps every hundredth step (or goes on with FOLDER, or
-only scores it where it is finished). The record is written after every checkpoint.
+only scores it where it is finished). The record is written after every checkpoint, and
+a script that was stopped goes on. Seconds are the processor's, without the training of
+a FOLDER that was finished.
 """
 
 import argparse
@@ -14,12 +16,12 @@ from typing import Any
 from slm2_minimal.config import RunConfig
 from slm2_minimal.distributed.pretrained import load_model
 from slm2_minimal.evaluate.bits import summarise, text_scores
-from slm2_minimal.teach import load_record, save_record
+from slm2_minimal.teach import save_record
 from slm2_minimal.text.corpus import LANGUAGES
 from slm2_minimal.text.tokenizer import load_tokenizer
 from slm2_minimal.train.trainer import Trainer
 
-from common import held_out, scored
+from common import begun, held_out, scored
 
 OUT = Path(__file__).parents[1] / "recorded" / "checkpoints.json"
 EVERY = 100
@@ -48,27 +50,27 @@ def main() -> None:
     )
     parser.add_argument("folder", nargs="?", type=Path, default=Path("runs/checkpoints"))
     folder = parser.parse_args().folder
-    started = time.process_time()
     changes = {"save_every": EVERY, "keep_checkpoints": 1200 // EVERY, "output_dir": str(folder)}
     config = RunConfig.load("tiny", {f"train.{key}": value for key, value in changes.items()})
+    started = time.process_time()
     Trainer.from_config(config).run()
 
+    command = "python book/experiments/checkpoints.py"
     texts = held_out([*LANGUAGES, "math"])
-    results: dict[str, Any] = {"documents": [each.id for each in texts if each.language == "en"]}
-    results["points"] = load_record(OUT)["results"]["points"] if OUT.is_file() else []
-    spent = load_record(OUT)["seconds"] if OUT.is_file() else 0
-    done = {point["step"] for point in results["points"]}
-    for step in SCORED:
-        if step in done:
-            continue
+    runs = begun(OUT, command, len(SCORED))
+    for step in SCORED[len(runs) :]:
         checkpoint = folder / f"step-{step:08d}"
-        point = {"step": step, **scored(load_model(str(checkpoint))[0], texts, TASKS)}
-        results["points"].append(point)
+        run = {"step": step, **scored(load_model(str(checkpoint))[0], texts, TASKS)}
+        run["seconds"] = round(time.process_time() - started)
+        runs.append(run)
+        started = time.process_time()
+
+        results: dict[str, Any] = {"runs": runs}
+        results["documents"] = [each.id for each in texts if each.language == "en"]
         if step == SCORED[-1]:
             results["windows"] = by_window(checkpoint)
-        seconds = spent + time.process_time() - started
-        save_record(OUT, "python book/experiments/checkpoints.py", results, seconds)
-        print(f"  step {step}: {seconds:.0f} s", flush=True)
+        save_record(OUT, command, results, sum(each["seconds"] for each in runs))
+        print(f"  step {step}: {run['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ import torch
 from slm2_minimal.config import RunConfig
 from slm2_minimal.data.training_data import open_training_data
 from slm2_minimal.evaluate.bits import text_scores
-from slm2_minimal.evaluate.harness import SLM2
-from slm2_minimal.evaluate.results import load_tasks, run_tasks
 from slm2_minimal.evaluate.validation import ValidationSet, validation_losses
 from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.teach import load_record
 from slm2_minimal.text.corpus import LANGUAGES, load_corpus
 from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import load_tokenizer
@@ -48,6 +47,15 @@ def parse_options(description: str | None, steps: int, seeds: int) -> argparse.N
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seeds", type=int, default=seeds)
     return parser.parse_args()
+
+
+def begun(path: Path, command: str, wanted: int) -> list[dict[str, Any]]:
+    """The runs of a record that `command` has begun and not finished."""
+    record = load_record(path) if path.is_file() else {"command": ""}
+    if record["command"] != command or len(record["results"]["runs"]) == wanted:
+        return []
+    runs: list[dict[str, Any]] = record["results"]["runs"]
+    return runs
 
 
 @functools.cache
@@ -108,6 +116,8 @@ def held_out(languages: Collection[str]) -> list[Document]:
 @functools.cache
 def local_tasks(names: tuple[str, ...]) -> dict[str, Any]:
     """The tasks and groups, with their items."""
+    from slm2_minimal.evaluate.results import load_tasks
+
     return load_tasks(names)
 
 
@@ -116,6 +126,9 @@ def scored(model: StableLM2, texts: list[Document], tasks: tuple[str, ...]) -> d
     long as the sequences of training. `tasks`: the share of right answers by task and
     language, of the first ITEMS.
     """
+    from slm2_minimal.evaluate.harness import SLM2
+    from slm2_minimal.evaluate.results import run_tasks
+
     config = RunConfig.preset("tiny").data
     tokenizer = load_tokenizer(config.tokenizer)
     bits: dict[str, list[list[float]]] = defaultdict(list)

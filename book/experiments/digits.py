@@ -5,8 +5,8 @@ to three.
 
 A small model of the book's architecture reads additions of two numbers of equally many
 digits, from 1 to 5, and is asked for the sums of others. All ways of cutting get the
-same additions in the same order. The record is written after every run; started again,
-the script goes on where it stopped.
+same additions in the same order. The record is written after every run, and a script
+that was stopped goes on. Seconds are the processor's, since the machine may be busy.
 """
 
 import functools
@@ -23,10 +23,10 @@ import torch
 from slm2_minimal.config import IGNORE, ModelConfig
 from slm2_minimal.model.loss import summed_cross_entropy, token_log_probs
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.teach import load_record, save_record
+from slm2_minimal.teach import save_record
 from torch import Tensor
 
-from common import parse_options
+from common import begun, parse_options
 
 OUT = Path(__file__).parents[1] / "recorded" / "digits.json"
 LENGTHS = (1, 2, 3, 4, 5)  # digits of both numbers
@@ -64,7 +64,7 @@ def draw(rng: random.Random, digits: int) -> Addition:
 def tests() -> dict[int, list[Addition]]:
     """The additions that are asked. There are 100 of one digit: all of them."""
     rng = random.Random("tests")
-    chosen = {1: list(itertools.product(range(10), repeat=2))}
+    chosen = {1: [(a, b) for a in range(10) for b in range(10)]}
     for digits in LENGTHS[1:]:
         found = {draw(rng, digits): None for _ in range(2 * TESTS)}
         chosen[digits] = list(found)[:TESTS]
@@ -135,7 +135,8 @@ def main() -> None:
     """Run everything and write the record, run by run."""
     options = parse_options(__doc__, steps=2500, seeds=3)
     steps, seeds = options.steps, options.seeds
-    runs: list[dict[str, Any]] = load_record(OUT)["results"]["runs"] if OUT.is_file() else []
+    command = f"python book/experiments/digits.py --steps {steps} --seeds {seeds}"
+    runs = begun(OUT, command, len(CUTS) * seeds)
     done = {(run["cut"], run["seed"]) for run in runs}
     asked = tests()
 
@@ -145,14 +146,13 @@ def main() -> None:
         started = time.process_time()
         model = train(cut, seed, steps)
         found = {str(digits): measure(model, own, cut) for digits, own in asked.items()}
-        run = {"cut": cut, "seed": seed, "digits": found}
+        run: dict[str, Any] = {"cut": cut, "seed": seed, "digits": found}
         run["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         run["seconds"] = round(time.process_time() - started)
         runs.append(run)
         print(run, flush=True)
         counts = {str(digits): len(own) for digits, own in asked.items()}
         results = {"steps": steps, "additions": steps * BATCH, "tests": counts, "runs": runs}
-        command = f"python book/experiments/digits.py --steps {steps} --seeds {seeds}"
         save_record(OUT, command, results, sum(run["seconds"] for run in runs))
 
 

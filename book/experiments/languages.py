@@ -3,8 +3,8 @@
     python book/experiments/languages.py [--steps 400] [--seeds 3] [--weights FOLDER]
 
 The weights of every run are kept in FOLDER (runs/languages), so that another score of
-them needs no other training. The record is written after every run; started again, the
-script goes on where it stopped.
+them needs no other training. The record is written after every run, and a script that
+was stopped goes on. Seconds are the processor's, since the machine may be busy.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from typing import Any
 
 from slm2_minimal.files import read_json, write_json
 from slm2_minimal.model.transformer import StableLM2
-from slm2_minimal.teach import load_record, save_record
+from slm2_minimal.teach import save_record
 from slm2_minimal.text.corpus import LANGUAGES
 
-from common import held_out, scored, train_toy
+from common import begun, held_out, scored, train_toy
 from mixture import schedule, sources
 
 OUT = Path(__file__).parents[1] / "recorded" / "languages.json"
@@ -49,17 +49,16 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=Path("runs/languages"))
     options = parser.parse_args()
 
+    command = "python book/experiments/languages.py"
+    command += f" --steps {options.steps} --seeds {options.seeds}"
     texts = held_out(LANGUAGES)
     results: dict[str, Any] = {
         "steps": options.steps,
         "shares": list(SHARES),
         "documents": [each.id for each in texts if each.language == "en"],
-        "runs": [],
+        "runs": begun(OUT, command, len(SHARES) * options.seeds),
     }
-    if OUT.is_file():
-        results["runs"] = load_record(OUT)["results"]["runs"]
     done = {(run["share"], run["seed"]) for run in results["runs"]}
-    command = f"python book/experiments/languages.py --steps {options.steps}"
     for seed, share in itertools.product(range(options.seeds), SHARES):
         if (share, seed) in done:
             continue
