@@ -18,7 +18,6 @@ about the weights.
 """
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from slm2_minimal.config import ModelConfig, UserError
+from slm2_minimal.evaluate.bits import summarise, text_scores
 from slm2_minimal.inference.generate import generate
 from slm2_minimal.model import hub
 from slm2_minimal.model.transformer import StableLM2
@@ -102,7 +102,8 @@ def check_model(report: Report, options: argparse.Namespace, *, known_answer: bo
     prompts = {language: prompt(tokenizer, language) for language in LANGUAGES}
     ours = {language: answers(model, ids) for language, ids in prompts.items()}
     for language in LANGUAGES:
-        bits = bits_per_byte(model, tokenizer, language, options.documents)
+        texts = load_corpus(languages=[language], limit=options.documents)
+        bits = summarise(text_scores(model, tokenizer, texts))[language].bits_per_byte
         report.bits_per_byte[language] = bits
         print(f"     {report.source} | {language}: {bits:.3f} bits per byte", flush=True)
     del model
@@ -176,20 +177,6 @@ def compare(
         same = sum(a == b for a, b in zip(text[0, ids.shape[1] :].tolist(), written, strict=True))
         found = f"{same} of {WRITTEN} tokens are the same"
         report.check(f"greedy text, {language}", same == WRITTEN, found)
-
-
-@torch.no_grad()
-def bits_per_byte(model: StableLM2, tokenizer: Tokenizer, language: str, limit: int) -> float:
-    """Of the first `limit` documents, each after an end of text."""
-    nats, num_bytes = 0.0, 0
-    for document in load_corpus(languages=[language], limit=limit):
-        ids = [tokenizer.eos_token_id, *tokenizer.encode(document.text)]
-        ids = ids[: model.config.max_position_embeddings]
-        log_probs = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
-        targets = torch.tensor(ids[1:])
-        nats -= log_probs.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
-        num_bytes += len(b"".join(map(tokenizer.token_bytes, ids[1:])))
-    return nats / math.log(2) / num_bytes
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """Scoring by tasks beside the forward pass of training on the same tokens.
 
-    python benchmarks/score.py [--requests 1000] [--rounds 7]
+    python benchmarks/score.py [--requests 1000] [--rounds 5]
 
 The tiny preset with random weights scores requests cut from the embedded corpus:
 contexts of 10 to 200 tokens, continuations of 1 to 20. The other side reads the same
@@ -73,7 +73,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
     model = StableLM2(ModelConfig.preset("tiny"))
@@ -88,16 +88,16 @@ def main() -> None:
     sides = {"scoring": lambda: score(model, requests), "training": lambda: forward(model, batches)}
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(options.rounds + 1):
-        for name, work in sides.items():
-            taken = seconds(work)
-            if turn > 0:
-                times[name].append(taken)
+        taken = {name: seconds(work) for name, work in sides.items()}
+        shown = ", ".join(f"{name} {each:.2f} s" for name, each in taken.items())
+        print(f"turn {turn}: {shown}, {taken['scoring'] / taken['training']:.3f}", flush=True)
+        for name in sides if turn > 0 else ():
+            times[name].append(taken[name])
     for name, taken_by_turn in times.items():
         median = statistics.median(taken_by_turn)
         print(f"{name:<9} median {median:.2f} s, {tokens / median:,.0f} tokens/s")
     ratios = [ours / theirs for ours, theirs in zip(*times.values(), strict=True)]
     print(f"scoring / training: median {statistics.median(ratios):.3f} of {options.rounds} turns")
-    print(f"each turn: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
 
 
 if __name__ == "__main__":

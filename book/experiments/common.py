@@ -3,14 +3,20 @@
 import argparse
 import functools
 import time
+from collections import defaultdict
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from slm2_minimal.config import RunConfig
 from slm2_minimal.data.training_data import open_training_data
+from slm2_minimal.evaluate.bits import text_scores
 from slm2_minimal.evaluate.validation import ValidationSet, validation_losses
-from slm2_minimal.text.corpus import LANGUAGES
+from slm2_minimal.model.transformer import StableLM2
+from slm2_minimal.teach import load_record
+from slm2_minimal.text.corpus import LANGUAGES, load_corpus
+from slm2_minimal.text.documents import Document, is_validation
 from slm2_minimal.text.tokenizer import load_tokenizer
 from slm2_minimal.train.trainer import Trainer
 
@@ -30,6 +36,8 @@ TOY: dict[str, Any] = {
     "train.output_dir": "runs/experiments",  # nothing is written there
 }
 
+ITEMS = 48  # of every task and language, in blocks of four
+
 
 def parse_options(description: str | None, steps: int, seeds: int) -> argparse.Namespace:
     """`--steps` and `--seeds` of a script, with these defaults."""
@@ -39,6 +47,15 @@ def parse_options(description: str | None, steps: int, seeds: int) -> argparse.N
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seeds", type=int, default=seeds)
     return parser.parse_args()
+
+
+def begun(path: Path, command: str, wanted: int) -> list[dict[str, Any]]:
+    """The runs of a record that `command` has begun and not finished."""
+    record = load_record(path) if path.is_file() else {"command": ""}
+    if record["command"] != command or len(record["results"]["runs"]) == wanted:
+        return []
+    runs: list[dict[str, Any]] = record["results"]["runs"]
+    return runs
 
 
 @functools.cache
@@ -56,12 +73,14 @@ def validation_sets() -> dict[str, ValidationSet]:
     }
 
 
-def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dict[str, Any]:
+def train_toy(
+    steps: int, validate_at: Collection[int], weights: Path | None = None, **overrides: Any
+) -> dict[str, Any]:
     """Train the toy model and return its curve: learning rate, loss and unclipped
     gradient norm of each step; validation losses after the steps named.
 
-    Nothing is written. `overrides` are those of `RunConfig.load("tiny", ...)`, with a
-    double underscore for the dot.
+    Nothing is written but the last weights, to the folder `weights`. `overrides` are
+    those of `RunConfig.load("tiny", ...)`, with a double underscore for the dot.
     """
     changes = {key.replace("__", "."): value for key, value in overrides.items()}
     config = RunConfig.load("tiny", TOY | {"train.steps": steps} | changes)
@@ -78,6 +97,44 @@ def train_toy(steps: int, validate_at: Collection[int], **overrides: Any) -> dic
             found = validation_losses(trainer.model, validation_sets(), torch.device("cpu"))
             curve["validation"][step] = {name: round(loss, 4) for name, loss in found.items()}
 
+    if weights is not None:
+        trainer.model.save_pretrained(weights)
     seconds = time.perf_counter() - started
     print(f"  {changes}: {seconds:.0f} s, loss {curve['losses'][-1]:.3f}", flush=True)
     return curve
+
+
+def held_out(languages: Collection[str]) -> list[Document]:
+    """Documents that no toy is trained on: parallel ones have the same place in every
+    language.
+    """
+    percent = RunConfig.preset("tiny").data.validation_percent
+    texts = load_corpus(languages=languages)
+    return [each for each in texts if is_validation(each.id, percent)]
+
+
+@functools.cache
+def local_tasks(names: tuple[str, ...]) -> dict[str, Any]:
+    """The tasks and groups, with their items."""
+    from slm2_minimal.evaluate.results import load_tasks
+
+    return load_tasks(names)
+
+
+def scored(model: StableLM2, texts: list[Document], tasks: tuple[str, ...]) -> dict[str, Any]:
+    """`bits`: by language, [nats, tokens, bytes] of every document, read in windows as
+    long as the sequences of training. `tasks`: the share of right answers by task and
+    language, of the first ITEMS.
+    """
+    from slm2_minimal.evaluate.harness import SLM2
+    from slm2_minimal.evaluate.results import run_tasks
+
+    config = RunConfig.preset("tiny").data
+    tokenizer = load_tokenizer(config.tokenizer)
+    bits: dict[str, list[list[float]]] = defaultdict(list)
+    for each in text_scores(model, tokenizer, texts, context=config.seq_len):
+        bits[each.document.language].append([round(each.nats, 2), each.tokens, each.bytes])
+
+    *_, found = run_tasks(SLM2(model, tokenizer), local_tasks(tasks), limit=ITEMS)
+    right = {name: round(found["results"][name]["acc,none"], 4) for name in found["items"]}
+    return {"bits": bits, "tasks": right}

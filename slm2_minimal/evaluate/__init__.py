@@ -6,6 +6,8 @@ nats per token, per language, beside the loss of a model that knows no context; 
 by task and by item.
 
 Read `validation.py`. Chapter 7 uses it during training, chapter 6 to compare mixtures.
+`bits.py` counts bits per byte, which do not depend on the tokenizer (chapter 12).
+
 Then `score.py` (how likely a continuation is), `statistics.py` (errors, and two models
 on the same items), `harness.py` (the same for lm-evaluation-harness) and `results.py`
 (its tasks, one after the other): chapter 11. `quantised.py` sets a model of fewer bits

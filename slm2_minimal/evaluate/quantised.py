@@ -6,7 +6,6 @@ positions as the losses.
 """
 
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from slm2_minimal.config import IGNORE, DataError
 from slm2_minimal.data.loader import Batch
 from slm2_minimal.data.packing import TokenStream
+from slm2_minimal.evaluate.bits import bits_per_byte, scored_bytes
 from slm2_minimal.model.quantised import Quantisation, quantised_layers
 from slm2_minimal.model.transformer import StableLM2
 from slm2_minimal.text.corpus import load_corpus
@@ -187,7 +187,7 @@ def text_costs(
             if documents and sum(map(len, documents)) + len(ids) > SCORED_TOKENS:
                 break
             documents.append(ids)
-            size += len(text.encode())
+            size += scored_bytes(tokenizer, ids)
         stream = TokenStream.from_documents(documents, tokenizer.eos_token_id)
         costs[name] = _text_cost(original, quantised, stream, size)
         if time.monotonic() - shown > SECONDS:
@@ -199,7 +199,7 @@ def text_costs(
 def _text_cost(
     original: StableLM2, quantised: StableLM2, stream: TokenStream, size: int
 ) -> TextCost:
-    """Of tokens that are `size` bytes of text."""
+    """Of a stream whose scored tokens are `size` bytes of text."""
     seq_len = min(SEQ_LEN, original.config.max_position_embeddings)
     sequences = [stream.sequence(i, seq_len) for i in range(stream.num_sequences(seq_len))]
     sums = torch.zeros(4, dtype=torch.float64)
@@ -219,8 +219,8 @@ def _text_cost(
             sums += _sums(before, after, labels[chunk])
 
     loss_before, loss, divergence, same = (sums / max(tokens, 1)).tolist()
-    bits = tokens / (math.log(2) * size)
-    return TextCost(tokens, loss_before, loss, loss_before * bits, loss * bits, divergence, same)
+    bits_before, bits = (bits_per_byte(nats, size) for nats in sums[:2].tolist())
+    return TextCost(tokens, loss_before, loss, bits_before, bits, divergence, same)
 
 
 def _states(hidden: Tensor, head: nn.Module) -> Tensor:

@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from book import notebooks
+from slm2_minimal.config import IGNORE
 from slm2_minimal.evaluate.retrieval import PHRASES
 from slm2_minimal.text.sentence_piece import SentencePieceTokenizer
 from slm2_minimal.train.trainer import TrainingError
@@ -27,19 +29,25 @@ BOOK = Path(notebooks.__file__).parent
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """A script as Python runs it: with its own folder first on the path. Its neighbours
-    have common names, so they are forgotten.
+    """A script as Python runs it: with its own folder first on the path. Scripts have
+    common names, so they are forgotten.
     """
     monkeypatch.syspath_prepend(str(BOOK / "experiments"))
     before = set(sys.modules)
     yield importlib.import_module
-    for name in {"stability", "common", "mixture", "retrieval"} - before:
-        sys.modules.pop(name, None)
+    for path in (BOOK / "experiments").glob("*.py"):
+        if path.stem not in before:
+            sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture
 def stability(script: Callable[[str], ModuleType]) -> ModuleType:
     return script("stability")
+
+
+@pytest.fixture
+def digits(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("digits")
 
 
 @pytest.mark.parametrize(
@@ -125,3 +133,51 @@ def test_the_retrieval_toys_differ_in_what_they_are_named_for(
     weights = [toy.lm_head.weight for toy in toys]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
     assert torch.equal(retrieval.train(128, 3, 0, 0.25, True).lm_head.weight, weights[0])
+
+
+@pytest.mark.parametrize(
+    ("cut", "pieces"), [("single", "1|2|3|4|+|7|=|1|2|4|1|\n"), ("left", "123|4|+|7|=|124|1|\n")]
+)
+def test_numbers_are_cut_as_named_and_only_sums_are_learned(
+    digits: ModuleType, cut: str, pieces: str
+) -> None:
+    names = {number: piece for piece, number in digits.vocabulary(cut).items()}
+    assert "|".join(names[i] for i in digits.encode("1234+7=1241\n", cut)) == pieces
+    ids, labels = digits.batch([(1234, 7), (2, 3)], cut)
+    assert ids.shape == labels.shape
+    learned = [[names[i] for i in row if i != IGNORE] for row in labels.tolist()]
+    assert learned == [pieces.partition("=|")[2].split("|"), ["5", "\n"]]
+
+
+def test_what_is_asked_is_never_trained_on(
+    digits: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every way of cutting sees the same additions."""
+    asked = {2: [(a, b) for a in range(10, 100) for b in range(10, 60)]}
+    seen: dict[str, list[Any]] = {"single": [], "left": []}
+    batch = digits.batch
+
+    def listen(additions: Any, cut: str) -> Any:
+        seen[cut] += additions
+        return batch(additions, cut)
+
+    monkeypatch.setattr(digits, "tests", lambda: asked)
+    monkeypatch.setattr(digits, "batch", listen)
+    for cut in seen:
+        digits.train(cut, seed=0, steps=2)
+    assert seen["single"] == seen["left"]
+    two = [b for a, b in seen["left"] if 10 <= a < 100]
+    assert two
+    assert min(two) >= 60
+
+
+def test_a_sum_is_right_where_every_token_of_it_is_the_likeliest(
+    digits: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that knows no carry."""
+    additions = [(1, 2), (5, 5), (14, 23), (19, 1)]
+    wrong = digits.batch([(1, 2), (5, 0), (14, 23), (18, 0)], "single")[1]
+    width = len(digits.vocabulary("single"))
+    logits = 30.0 * one_hot(wrong.clamp(min=0), width)
+    found = digits.measure(lambda ids, head=None: logits, additions, "single")
+    assert found["right"] == 0.5

@@ -52,7 +52,7 @@ def test_costs_by_hand(
     assert cost.loss == pytest.approx(-sum(after) / tokens, rel=1e-2)
     assert cost.divergence == pytest.approx(divergence / tokens, rel=2e-2)
     assert abs(cost.same_top_token - same / tokens) <= 2 / tokens
-    size = sum(len(text.encode()) for text in TEXTS)
+    size = sum(len(text.encode()) - len(tiny.token_bytes(tiny.encode(text)[0])) for text in TEXTS)
     assert cost.bits_per_byte_before == pytest.approx(-sum(before) / math.log(2) / size, rel=1e-4)
 
 
