@@ -106,7 +106,7 @@ def test_version(slm2: Run) -> None:
         ),
         (
             ["train", "tiny", "--data.weight", "1"],
-            ["data.weight = 1: unknown key; known are prepared, "],
+            ["data.weight = 1: unknown key; known are chat, prepared, "],
         ),
         (["train", "tiny", "--train.steps", "ten"], ["train.steps = 'ten'", "valid integer"]),
         (["train", "tiny", "--train.steps"], ["train.steps: missing"]),

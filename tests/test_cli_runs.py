@@ -220,7 +220,7 @@ def test_generate_stops_at_the_end_of_text(
         "8",
     )
     assert len(slm2(*words)[1]) > len("Dear\n")
-    monkeypatch.setattr("slm2_minimal.text.tokenizer.load_tokenizer", lambda name: stopping)
+    monkeypatch.setattr("slm2_minimal.distributed.pretrained.load_tokenizer", lambda name: stopping)
     assert slm2(*words)[1] == "Dear\n"
 
 
