@@ -10,7 +10,8 @@ Read `validation.py`. Chapter 7 uses it during training, chapter 6 to compare mi
 
 Then `score.py` (how likely a continuation is), `statistics.py` (errors, and two models
 on the same items), `harness.py` (the same for lm-evaluation-harness) and `results.py`
-(its tasks, one after the other): chapter 11. `quantised.py` sets a model of fewer bits
+(its tasks, one after the other): chapter 11. `local_tasks.py` made the ones that need
+no network from the embedded corpus. `quantised.py` sets a model of fewer bits
 beside its original (chapter 10).
 
 `retrieval.py` asks for numbers that it hid in long texts (chapter 13), of a model or by
