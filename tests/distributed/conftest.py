@@ -59,10 +59,17 @@ class Ranks:
                     f"{place[1]}: {len(waiting)} of {size} ranks had not answered after {SECONDS} s"
                 )
             for pipe in ready:
-                ok, answer = pipe.recv()
+                rank = [each for _, each in self.workers].index(pipe)
+                try:
+                    ok, answer = pipe.recv()
+                except EOFError:  # it died in native code
+                    process = self.workers[rank][0]
+                    process.join()
+                    self.end()
+                    pytest.fail(f"rank {rank} died with exit code {process.exitcode}")
                 if not ok:
                     self.end()  # the others may wait for it for ever
-                    pytest.fail(f"rank {[p for _, p in self.workers].index(pipe)}:\n{answer}")
+                    pytest.fail(f"rank {rank}:\n{answer}")
                 answers[pipe] = answer
                 waiting.remove(pipe)
         return [answers[pipe] for _, pipe in self.workers[:size]]
