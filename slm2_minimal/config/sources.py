@@ -93,6 +93,7 @@ class DataConfig(Table):
     """Decides the order of the sequences."""
 
     def __post_init__(self) -> None:
+        # stages begin at different places, between two sequences
         starts: list[int] = []
         for number, stage in enumerate(self.stages):
             start = stage.start_tokens
@@ -107,6 +108,8 @@ class DataConfig(Table):
                     f"data.stages[{number}].start_tokens = {start}: must be a multiple of seq_len ="
                     f" {self.seq_len}; the nearest is {nearest_multiple(start, self.seq_len)}"
                 )
+
+        # what excludes each other
         if self.temperature is not None and self.stages:
             raise ConfigError(
                 f"data.temperature = {self.temperature}: gives every source its share already;"

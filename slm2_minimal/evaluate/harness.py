@@ -164,12 +164,15 @@ class SLM2(TemplateLM):  # type: ignore[misc]
         no room for them.
         """
         until, tokens, sampling = generation(settings, self.max_length)
+
+        # what leaves no room is cut, and said
         room = self.max_length - tokens
         cut = sum(len(ids) > room for ids in prompts)
         if cut:
             logger.info(
                 "writing | %d of %d prompts are cut to fit %d tokens", cut, len(prompts), room
             )
+
         return write_rows(
             self.model,
             self.tokenizer,

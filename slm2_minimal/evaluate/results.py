@@ -168,6 +168,8 @@ def differences(a: Results, b: Results) -> dict[str, dict[str, dict[str, float]]
             weights = None
             if len(first) < 2:  # a group's that no task has, or no error
                 continue
+
+            # a ratio of bits to bytes, or a mean; no other has items to compare
             if metric.startswith("bits_per_byte,"):
                 weights = [size for _, size in first]
                 first, second = (

@@ -117,11 +117,15 @@ def _prepare(job: Job) -> None:
             f"benchmarks | {len(index.hashes):,} {index.n}-grams; {short:,} texts are too short to"
             " look for"
         )
+
+    # read all sources
     workers = job.config.workers
     read = partial(ingest_source, job)
     by_source = in_parallel("read", read, list(job.data.sources), workers, partial(text_read, job))
     units = list(chain.from_iterable(by_source))
     require_documents(job, units)
+
+    # find what is there twice, and tokenise the rest
     if job.config.duplicates != "keep":
         in_parallel("keys", partial(key_unit, job), units, workers)
     duplicates = mark_duplicates(job, units)
